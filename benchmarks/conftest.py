@@ -1,0 +1,148 @@
+"""Options of the benchmarks, the fixture that they share, and the tables at the end."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import comparison
+from benchmarks.comparison import PAGES, Compare, Comparison, Contenders, Setting
+
+COMPARISONS = pytest.StashKey[list[Comparison]]()
+RESULTS = Path(__file__).with_name("results")
+
+
+def _comma_separated(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [one(part) for part in text.split(",")]
+
+
+def _pages(text: str) -> str:
+    if text not in PAGES:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {' or '.join(PAGES)}")
+    if text == "kept" and not comparison.can_keep_pages():
+        raise argparse.ArgumentTypeError("'kept' needs glibc, whose malloc can be told to")
+    return text
+
+
+def _threads(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0")
+    return int(text)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("snnkern")
+    group.addoption(
+        "--pages",
+        type=_comma_separated(_pages),
+        default=list(PAGES) if comparison.can_keep_pages() else ["default"],
+        metavar="default,kept",
+        help="the allocator as it is, or told to keep freed pages (default: both)",
+    )
+    group.addoption(
+        "--threads",
+        type=_comma_separated(_threads),
+        default=[1, 2],
+        metavar="N,...",
+        help="numbers of threads (default: 1,2)",
+    )
+    group.addoption(
+        "--save-results",
+        action="store_true",
+        help="write the tables to benchmarks/results, named after the machine",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[COMPARISONS] = []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "setting" in metafunc.fixturenames:
+        config = metafunc.config
+        # Default pages come first whatever the order asked for: keeping them cannot be undone.
+        settings = [
+            Setting(pages, threads)
+            for pages in sorted(config.getoption("pages"), key=PAGES.index)
+            for threads in config.getoption("threads")
+        ]
+        ids = [f"{setting.pages}-{setting.threads}" for setting in settings]
+        metafunc.parametrize("setting", settings, ids=ids, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
+    """The setting that the process is in."""
+    setting: Setting = request.param
+    if setting.pages == "kept":
+        comparison.keep_pages()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(setting.threads)
+    yield setting
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def _compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """torch.compile with an empty cache, and past what it does once per process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        torch.compile(torch.neg)(torch.ones(1))
+        yield
+
+
+@pytest.fixture(scope="session")
+def _first_calls() -> dict[tuple[str, int], dict[str, float]]:
+    """By case and threads: what is compiled for one allocator setting serves the other."""
+    return {}
+
+
+@pytest.fixture
+def compare(
+    benchmark: Any,
+    setting: Setting,
+    _compiler: None,
+    _first_calls: dict[tuple[str, int], dict[str, float]],
+    pytestconfig: pytest.Config,
+) -> Compare:
+    def run(
+        title: str, contenders: Contenders, *, shape: tuple[int, ...], ideal_bytes: int
+    ) -> None:
+        seconds = comparison.first_calls(contenders)
+        if benchmark.disabled:
+            benchmark(lambda: None)
+            return
+        result = Comparison(
+            title,
+            setting,
+            shape,
+            ideal_bytes,
+            contenders,
+            _first_calls.setdefault((title, setting.threads), seconds),
+        )
+        result.measure(benchmark)
+        pytestconfig.stash[COMPARISONS].append(result)
+
+    return run
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    comparisons = config.stash[COMPARISONS]
+    if not comparisons:
+        return
+    about = comparison.facts(config)
+    terminalreporter.section("medians of interleaved rounds")
+    for name, value in about.items():
+        terminalreporter.write_line(f"{name}: {value}")
+    terminalreporter.write_line("")
+    terminalreporter.write_line(comparison.tables(comparisons))
+    if config.getoption("save_results"):
+        for path in comparison.save(RESULTS, comparisons, about):
+            terminalreporter.write_line(f"wrote {path}")

@@ -1,0 +1,125 @@
+// Rows: what a CPU kernel moves between tensors and its tile of neurons, one time step at a time.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "../dispatch.h"
+
+namespace snnkern::cpu {
+
+inline float from_half(std::uint16_t h) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
+  const std::uint32_t rest = static_cast<std::uint32_t>(h & 0x7fffu) << 13;
+  const float finite = std::bit_cast<float>(rest) * 0x1p112f;  // subnormals come out right too
+  const std::uint32_t bits =
+      rest >= 0x0f800000u ? (rest | 0x7f800000u) : std::bit_cast<std::uint32_t>(finite);
+  return std::bit_cast<float>(sign | bits);
+}
+
+// Rounds to nearest, ties to even.
+inline std::uint16_t to_half(float f) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(f);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t rest = bits & 0x7fffffffu;
+  const std::uint32_t special = rest > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const std::uint32_t subnormal =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(rest) + 0.5f) - 0x3f000000u;
+  const std::uint32_t normal = (rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13;
+  const std::uint32_t half =
+      rest >= 0x47800000u ? special : (rest < 0x38800000u ? subnormal : normal);
+  return static_cast<std::uint16_t>(sign | half);
+}
+
+inline float from_bfloat16(std::uint16_t b) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(b) << 16);
+}
+
+// Rounds to nearest, ties to even.
+inline std::uint16_t to_bfloat16(float f) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(f);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+void half_row_to_float(std::int64_t n, const std::uint16_t* __restrict in, float* __restrict out);
+void float_row_to_half(std::int64_t n, const float* __restrict in, std::uint16_t* __restrict out);
+void bfloat16_row_to_float(std::int64_t n, const std::uint16_t* __restrict in,
+                           float* __restrict out);
+void float_row_to_bfloat16(std::int64_t n, const float* __restrict in,
+                           std::uint16_t* __restrict out);
+
+// Rows of a tensor, `step` elements apart.
+template <class F>
+struct RowsOf {
+  F* data;
+  std::int64_t step;
+};
+
+// `count` rows of n elements of a tensor as state-typed numbers: the tensor's own memory where the
+// types agree, else converted copies in `buffer`, n apart.
+template <class F>
+RowsOf<const F> load_rows(Dtype dtype, const void* tensor, std::int64_t offset, std::int64_t step,
+                          std::int64_t count, std::int64_t n, F* buffer) {
+  if constexpr (std::is_same_v<F, float>) {
+    if (dtype != Dtype::kFloat32) {
+      const auto convert = dtype == Dtype::kFloat16 ? half_row_to_float : bfloat16_row_to_float;
+      for (std::int64_t k = 0; k < count; ++k) {
+        convert(n, static_cast<const std::uint16_t*>(tensor) + offset + k * step, buffer + k * n);
+      }
+      return {buffer, n};
+    }
+  }
+  return {static_cast<const F*>(tensor) + offset, step};
+}
+
+// Where a kernel writes rows of a tensor: the tensor's own memory, or `buffer`, which store_rows
+// then converts.
+template <class F>
+RowsOf<F> target_rows(Dtype dtype, void* tensor, std::int64_t offset, std::int64_t step,
+                      std::int64_t n, F* buffer) {
+  if (std::is_same_v<F, float> && dtype != Dtype::kFloat32) return {buffer, n};
+  return {static_cast<F*>(tensor) + offset, step};
+}
+
+template <class F>
+void store_rows(Dtype dtype, const RowsOf<F>& rows, void* tensor, std::int64_t offset,
+                std::int64_t step, std::int64_t count, std::int64_t n) {
+  if constexpr (std::is_same_v<F, float>) {
+    if (dtype != Dtype::kFloat32) {
+      const auto convert = dtype == Dtype::kFloat16 ? float_row_to_half : float_row_to_bfloat16;
+      for (std::int64_t k = 0; k < count; ++k) {
+        convert(n, rows.data + k * rows.step,
+                static_cast<std::uint16_t*>(tensor) + offset + k * step);
+      }
+    }
+  }
+}
+
+// A parameter of the neurons: one value for all, or values that repeat over the neurons in memory
+// order: neuron p has value (p / repeat) % count.
+template <class F>
+struct Parameter {
+  const F* data;
+  std::int64_t count;
+  std::int64_t repeat;
+
+  // Calls f(value, begin, end) for every stretch of neurons in [begin, end) that shares one value.
+  template <class Call>
+  void for_each_stretch(std::int64_t begin, std::int64_t end, Call&& f) const {
+    std::int64_t index = (begin / repeat) % count;
+    std::int64_t p = begin;
+    std::int64_t stop = (begin / repeat + 1) * repeat;
+    while (p < end) {
+      f(index, p, stop < end ? stop : end);
+      p = stop;
+      stop += repeat;
+      index = index + 1 == count ? 0 : index + 1;
+    }
+  }
+};
+
+}  // namespace snnkern::cpu

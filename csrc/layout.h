@@ -1,0 +1,141 @@
+// How a tensor [T, N, ...] lies in memory, and tensors made to lie the same way. For the two
+// ops.cpp; kernels see only pointers.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "dispatch.h"
+
+namespace snnkern {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "snnkern: x has dtype ", toString(x.scalar_type()),
+                      ", expected float16, bfloat16, float32 or float64");
+  }
+}
+
+inline ScalarType state_type_of(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                            ScalarType dtype, const Tensor& like) {
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  const auto dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype_code, device_type,
+                                                  like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// The layout of a tensor's steps: its dimensions after the first, in any dense permutation.
+class StepLayout {
+ public:
+  explicit StepLayout(const Tensor& x) {
+    const auto all_sizes = x.sizes();
+    const auto all_strides = x.strides();
+    sizes_.assign(all_sizes.begin() + 1, all_sizes.end());
+    strides_.assign(all_strides.begin() + 1, all_strides.end());
+    numel_ = std::accumulate(sizes_.begin(), sizes_.end(), int64_t{1}, std::multiplies<>());
+    std::vector<std::size_t> order(sizes_.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](auto a, auto b) { return strides_[a] < strides_[b]; });
+    int64_t expected = 1;
+    for (const auto d : order) {
+      if (sizes_[d] != 1) {
+        dense_ = dense_ && strides_[d] == expected;
+        expected *= sizes_[d];
+      }
+    }
+    if (!dense_) {
+      expected = 1;
+      for (std::size_t d = sizes_.size(); d-- > 0;) {
+        strides_[d] = expected;
+        expected *= sizes_[d];
+      }
+    }
+  }
+
+  int64_t numel() const { return numel_; }
+
+  // Neurons between two neighbouring channels (dimension 2 of x, dimension 1 of a step).
+  int64_t channel_stride() const {
+    return sizes_.size() < 2 || sizes_[1] == 1 ? numel_ : strides_[1];
+  }
+
+  bool holds(const Tensor& t, std::size_t first_dim) const {
+    const auto strides = t.strides();
+    for (std::size_t d = 0; d < sizes_.size(); ++d) {
+      if (sizes_[d] != 1 && strides[d + first_dim] != strides_[d]) return false;
+    }
+    return true;
+  }
+
+  Tensor empty_steps(int64_t timesteps, ScalarType dtype, const Tensor& like) const {
+    return empty_strided(with_time(timesteps, sizes_), with_time(numel_, strides_), dtype, like);
+  }
+
+  Tensor empty_step(ScalarType dtype, const Tensor& like) const {
+    return empty_strided(sizes_, strides_, dtype, like);
+  }
+
+  // [T, ...] with its steps in this layout: itself where they are, else a copy. A tensor that is
+  // constant in time stays one step long, with time stride 0.
+  Tensor steps(const Tensor& t) const {
+    if (holds(t, 1)) return t;
+    Tensor distinct = t;
+    if (t.stride(0) == 0) distinct = torch::stable::narrow(distinct, 0, 0, 1);
+    Tensor copy = empty_steps(distinct.size(0), t.scalar_type(), t);
+    torch::stable::copy_(copy, distinct);
+    return copy;
+  }
+
+  // One step [...] in this layout: itself where it is, else a copy.
+  Tensor step(const Tensor& t) const {
+    if (holds(t, 0)) return t;
+    Tensor copy = empty_step(t.scalar_type(), t);
+    torch::stable::copy_(copy, t);
+    return copy;
+  }
+
+ private:
+  static std::vector<int64_t> with_time(int64_t first, const std::vector<int64_t>& rest) {
+    std::vector<int64_t> all{first};
+    all.insert(all.end(), rest.begin(), rest.end());
+    return all;
+  }
+
+  std::vector<int64_t> sizes_, strides_;
+  int64_t numel_ = 1;
+  bool dense_ = true;
+};
+
+// Elements from one step to the next, 0 where a tensor is constant in time.
+inline int64_t time_stride(const Tensor& steps) { return steps.size(0) == 1 ? 0 : steps.stride(0); }
+
+}  // namespace snnkern

@@ -1,0 +1,144 @@
+"""What several test files share: golden data, backends, layouts, comparisons."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snnkern import functional
+from snnkern.surrogate import (
+    ATan,
+    Erf,
+    Exponential,
+    FastSigmoid,
+    Rate,
+    Rectangle,
+    Sigmoid,
+    StraightThrough,
+    Surrogate,
+    Triangle,
+)
+
+RESETS: tuple[functional.Reset, ...] = ("hard", "soft", "delayed_soft", "none")
+BACKENDS: tuple[functional.Backend, ...] = ("reference", "cpu")
+RUNNABLE = tuple(name for name in BACKENDS if not functional.why_not(name, torch.device("cpu")))
+COMPILED = tuple(name for name in RUNNABLE if name != "reference")
+
+# With a derivative at a point, that is, all but Rate; narrow and wide, and of another height.
+POINTWISE: tuple[Surrogate, ...] = (
+    Triangle(),
+    Triangle(0.5, scale=0.3),
+    Rectangle(),
+    Rectangle(2.0, scale=0.7),
+    Exponential(),
+    Exponential(0.3, slope=2.0),
+    ATan(),
+    Sigmoid(),
+    Sigmoid(alpha=10.0),
+    FastSigmoid(),
+    Erf(),
+    Erf(alpha=5.0),
+    StraightThrough(),
+)
+SURROGATES = (*POINTWISE, Rate())
+
+LAYOUTS = (
+    "contiguous",
+    "channels_last",
+    "batch_last",
+    "reversed",
+    "padded",
+    "constant",
+    "constant padded",
+    "every other step",
+    "batch first",
+    "time last",
+    "one sample for all",
+)
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@lru_cache
+def golden(name: str) -> dict[str, NDArray[Any]]:
+    """The arrays of one file of golden data."""
+    with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:
+        return dict(file)
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def state_like(x: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the dtype that the state has for ``x``."""
+    return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """``x`` in another layout. A tensor that repeats itself keeps only its first part of ``x``."""
+    if layout == "channels_last":
+        return x.movedim(min(2, x.dim() - 1), -1).contiguous().movedim(-1, min(2, x.dim() - 1))
+    if layout == "batch_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "reversed":
+        order = (0, *range(x.dim() - 1, 0, -1))
+        return x.permute(order).contiguous().permute(order)
+    if layout == "padded":
+        wider = x.new_zeros(*x.shape[:-1], x.shape[-1] + 3)
+        wider[..., 1:-2] = x
+        return wider[..., 1:-2]
+    if layout == "constant":
+        return x[:1].expand(x.shape)
+    if layout == "constant padded":
+        return laid_out(x, "padded")[:1].expand(x.shape)
+    if layout == "every other step":
+        return x.repeat_interleave(2, 0)[::2]
+    if layout == "batch first":
+        return x.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "time last":
+        return x.movedim(0, -1).contiguous().movedim(-1, 0)
+    if layout == "one sample for all":
+        return x[:, :1].expand(x.shape)
+    assert layout == "contiguous"
+    return x.contiguous()
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:
+    """Equal in every bit, the sign of zero included; what a NaN carries does not count."""
+    assert actual.dtype == expected.dtype, what
+    assert actual.shape == expected.shape, what
+    bits = BITS[actual.element_size()]
+    different = actual.contiguous().view(bits) != expected.contiguous().view(bits)
+    different &= ~(actual.isnan() & expected.isnan())
+    if different.any():
+        first = tuple(different.nonzero()[0].tolist())
+        raise AssertionError(
+            f"{what}: {int(different.sum())} of {different.numel()} differ, the first at {first}: "
+            f"{actual[first].item()!r}, expected {expected[first].item()!r}"
+        )
+
+
+def assert_within(
+    actual: Tensor, expected: Tensor, allowed: Tensor | float, what: str = ""
+) -> None:
+    """Every element no further off than ``allowed``, and none of them NaN."""
+    assert actual.shape == expected.shape, what
+    error = (actual.double() - expected.double()).abs()
+    error = torch.where(actual == expected, 0, error)  # infinities too
+    allowed = torch.as_tensor(allowed, dtype=torch.float64).expand(error.shape)
+    wrong = ~(error <= allowed)
+    if wrong.any():
+        first = tuple(wrong.nonzero()[0].tolist())
+        raise AssertionError(
+            f"{what}: {int(wrong.sum())} of {wrong.numel()} are off by more than allowed, the first "
+            f"at {first}: {actual[first].item()!r}, expected {expected[first].item()!r} within "
+            f"{allowed[first].item():.3g}"
+        )

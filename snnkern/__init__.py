@@ -1,0 +1,26 @@
+"""snnkern: layers of spiking neurons as one fused kernel over all time steps."""
+
+from snnkern import _ops as _ops
+from snnkern import attacks, certify, data, functional, models, nn, surrogate, training
+from snnkern._info import backends, info
+from snnkern._version import __version__
+from snnkern.attacks import evaluate
+from snnkern.nn import IF, LIF, gradient
+
+__all__ = [
+    "IF",
+    "LIF",
+    "__version__",
+    "attacks",
+    "backends",
+    "certify",
+    "data",
+    "evaluate",
+    "functional",
+    "gradient",
+    "info",
+    "models",
+    "nn",
+    "surrogate",
+    "training",
+]

@@ -1,0 +1,45 @@
+"""How a tensor ``[T, N, ...]`` lies in memory, and tensors made to lie the same way.
+
+The steps of a tensor may be in any dense permutation (channels last included); what a kernel makes
+of it lies the same way, with time outermost. ``csrc/layout.h`` says the same in C++.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def step_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of one step of ``x``: its own where they are dense, else contiguous ones."""
+    sizes, strides = x.shape[1:], x.stride()[1:]
+    expected = 1
+    for size, stride in sorted(
+        ((size, stride) for size, stride in zip(sizes, strides, strict=True) if size != 1),
+        key=lambda pair: pair[1],
+    ):
+        if stride != expected:
+            break
+        expected *= size
+    else:
+        return strides
+    contiguous = []
+    expected = 1
+    for size in reversed(sizes):
+        contiguous.append(expected)
+        expected *= size
+    return tuple(reversed(contiguous))
+
+
+def empty_steps(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor of the shape of ``x``, its steps in the layout of those of ``x``."""
+    step = step_strides(x)
+    numel = 1
+    for size in x.shape[1:]:
+        numel *= size
+    return x.new_empty_strided(x.shape, (numel, *step), dtype=dtype)
+
+
+def empty_step(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor of the shape of ``x[0]``, in the layout of the steps of ``x``."""
+    return x.new_empty_strided(x.shape[1:], step_strides(x), dtype=dtype)

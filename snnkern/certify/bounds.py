@@ -1,0 +1,109 @@
+"""Bounds on margins, and certificates made of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from snnkern._checks import check_number
+from snnkern.attacks.attack import attacked, check_images
+from snnkern.certify import ibp
+from snnkern.models import SpikingNetwork
+
+Method = Literal["ibp"]
+METHODS = ("ibp",)
+
+
+def bounds(
+    model: nn.Module, lower: Tensor, upper: Tensor, y: Tensor, method: Method = "ibp"
+) -> Tensor:
+    """Lower bounds of all margins ``logit[y] - logit[j]`` over the box ``[lower, upper]``.
+
+    Args:
+        model: a ``snnkern.models.SpikingNetwork``; bounded as it is in evaluation mode, for its own
+            number of time steps.
+        lower: images ``[N, C, H, W]``, the lower ends of the box.
+        upper: the upper ends.
+        y: the class whose margins are wanted, ``[N]`` int64.
+        method: ``"ibp"``: S-IBP, Liang et al. 2022.
+
+    Returns:
+        ``[N, K - 1]``, for the classes j other than y, ascending.
+
+    Raises:
+        TypeError: a network or a layer that cannot be bounded.
+        ValueError: an empty or crossed box, or an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    if not isinstance(model, SpikingNetwork):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a snnkern.models.SpikingNetwork"
+        )
+    if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.numel() == 0:
+        raise ValueError(
+            f"lower is {lower.dtype} {list(lower.shape)} and upper {upper.dtype} "
+            f"{list(upper.shape)}, expected two like tensors of at least one image"
+        )
+    if not bool((lower <= upper).all()):
+        raise ValueError("lower exceeds upper somewhere (or is NaN), expected lower <= upper")
+    if y.dtype != torch.int64 or y.shape != lower.shape[:1]:
+        raise ValueError(
+            f"y is {y.dtype} {list(y.shape)}, expected int64 labels [{lower.shape[0]}]"
+        )
+    with torch.autocast(lower.device.type, enabled=False), torch.no_grad(), attacked(model):
+        box = ibp.propagate(
+            model.encoder, ibp.propagate(model.normalize, ibp.Interval(lower, upper))
+        )
+        num_classes = model(lower[:1]).shape[1]
+        if not bool(((y >= 0) & (y < num_classes)).all()):
+            raise ValueError(f"y has values outside the model's classes, 0 to {num_classes - 1}")
+        layers = list(model.layers) if isinstance(model.layers, nn.Sequential) else [model.layers]
+        return ibp.margins(layers, model.readout, box, y, num_classes)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Which images no perturbation within ``eps`` can get misclassified.
+
+    It holds for the network run in evaluation mode, in the dtype of its weights and without
+    autocast, for exactly ``timesteps`` steps, and for perturbed images in ``[0, 1]``; rounding
+    errors of the network and of the bound are accounted for.
+
+    Attributes:
+        certified: ``[N]`` bool: every margin is above 0, strictly.
+        margin: ``[N]``: lower bound of the smallest margin.
+        eps: l_inf radius, in units of the pixel range.
+        method: that found the bound.
+        timesteps: T of the network.
+    """
+
+    certified: Tensor
+    margin: Tensor
+    eps: float
+    method: str
+    timesteps: int
+
+
+def verify(
+    model: SpikingNetwork, x: Tensor, y: Tensor, eps: float, method: Method = "ibp"
+) -> Certificate:
+    """Certifies images ``x`` ``[N, C, H, W]`` of classes ``y`` within l_inf radius ``eps``.
+
+    Raises:
+        TypeError: a network or a layer that cannot be bounded.
+        ValueError: images outside ``[0, 1]``, a radius below 0, an unknown method.
+    """
+    check_images(x, y)
+    check_number("eps", eps, low=0)
+    # One number outwards, for the rounding of x - eps and x + eps.
+    lower = torch.nextafter(x - eps, torch.full_like(x, -math.inf)).clamp(0, 1)
+    upper = torch.nextafter(x + eps, torch.full_like(x, math.inf)).clamp(0, 1)
+    if eps == 0:
+        lower = upper = x
+    margin = bounds(model, lower, upper, y, method).amin(1)
+    return Certificate(margin > 0, margin, float(eps), method, model.timesteps)

@@ -1,0 +1,6 @@
+"""Networks: ordinary modules from images to logits."""
+
+from snnkern.models.fc_conv import conv_net, fc_net
+from snnkern.models.network import Normalize, SpikingNetwork
+
+__all__ = ["Normalize", "SpikingNetwork", "conv_net", "fc_net"]

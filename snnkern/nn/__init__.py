@@ -1,0 +1,20 @@
+"""Modules: neurons, encoders, containers along time, readouts."""
+
+from snnkern.nn.encoding import Direct
+from snnkern.nn.gradient import Gradient, GradientMode, gradient
+from snnkern.nn.neuron import IF, LIF
+from snnkern.nn.recording import watch_spikes
+from snnkern.nn.time import MeanReadout, SumReadout, TimeDistributed
+
+__all__ = [
+    "IF",
+    "LIF",
+    "Direct",
+    "Gradient",
+    "GradientMode",
+    "MeanReadout",
+    "SumReadout",
+    "TimeDistributed",
+    "gradient",
+    "watch_spikes",
+]

@@ -1,0 +1,75 @@
+"""Stateless layers along time, and readouts that end it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+# What these make of one step does not depend on any other, nor on chance.
+_TIME_INVARIANT = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.Linear,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.Flatten,
+    nn.Identity,
+)
+
+
+class TimeDistributed(nn.Module):
+    """Runs a stateless module on all time steps at once, as one batch of ``T * N``.
+
+    An input that is constant in time (stride 0, as from ``Direct``) runs through convolutions,
+    linear layers and pooling once.
+
+    Args:
+        module: takes ``[N, ...]`` and gives ``[N, ...]``.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, ...] -> [T, N, ...]``."""
+        timesteps = x.shape[0]
+        if timesteps > 1 and x.stride(0) == 0 and self._is_time_invariant():
+            once: Tensor = self.module(x[0])
+            return once.expand(timesteps, *once.shape)
+        merged: Tensor = self.module(x.flatten(0, 1))
+        return merged.view(timesteps, -1, *merged.shape[1:])
+
+    def _is_time_invariant(self) -> bool:
+        leaves = (module for module in self.module.modules() if not list(module.children()))
+        return all(isinstance(leaf, _TIME_INVARIANT) for leaf in leaves)
+
+
+class MeanReadout(nn.Module):
+    """Logits: the mean over time, ``[T, N, K] -> [N, K]``.
+
+    Ding et al. 2022; Ozdenizci & Legenstein 2023 in their code.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean over time."""
+        return x.mean(0)
+
+
+class SumReadout(nn.Module):
+    """Logits: the sum over time, ``[T, N, K] -> [N, K]``.
+
+    Output neurons that integrate and never fire: Kundu et al. 2021; eq. 7 of Ozdenizci & Legenstein
+    2023.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum over time."""
+        return x.sum(0)

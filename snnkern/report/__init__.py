@@ -1,0 +1,15 @@
+"""Reports: what a study measured, as one page, as Markdown and as a table for the terminal."""
+
+from snnkern.report.page import table_text, write_report
+from snnkern.report.study import Curve, Epoch, NetworkResult, Sample, Score, Study
+
+__all__ = [
+    "Curve",
+    "Epoch",
+    "NetworkResult",
+    "Sample",
+    "Score",
+    "Study",
+    "table_text",
+    "write_report",
+]
