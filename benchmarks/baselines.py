@@ -40,7 +40,7 @@ def lif_loop(x: Tensor, leak: float, threshold: float) -> Tensor:
     # unbind, since the backward of x[t] fills a whole [T, N, ...] with zeros, at every step.
     for current in x.unbind(0):
         v = leak * u + current
-        s = ATanSpike.apply(v, threshold)  # type: ignore[no-untyped-call]
+        s = ATanSpike.apply(v, threshold)
         spikes.append(s)
         # Not torch.where, which takes several times as long on the CPU.
         u = v * (1 - s.detach())

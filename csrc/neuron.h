@@ -66,8 +66,8 @@ SNN_HD F reset(F v, bool s, const Neuron<F>& n) {
 }
 
 // How the surrogate sees the membrane: z = scale * v - shift, which is v - threshold, or
-// v / threshold - 1 when normalized; and -dz/dthreshold = constant + slope * v. Numbers instead of
-// branches, so that a loop over neurons stays free of control flow.
+// v / threshold - 1 when normalized; -dz/dthreshold is dz/dv times constant + slope * v. Numbers
+// instead of branches, so that a loop over neurons stays free of control flow.
 template <class F>
 struct SurrogateArgument {
   F scale, shift, constant, slope;
@@ -75,7 +75,7 @@ struct SurrogateArgument {
   // `inverse` is 1 / threshold.
   SNN_HD static SurrogateArgument of(F threshold, F inverse, bool normalized) {
     return {normalized ? inverse : F(1), normalized ? F(1) : threshold, normalized ? F(0) : F(1),
-            normalized ? inverse * inverse : F(0)};
+            normalized ? inverse : F(0)};
   }
   SNN_HD F operator()(F v) const { return v * scale - shift; }
   SNN_HD F minus_dthreshold(F v) const { return constant + slope * v; }
@@ -103,18 +103,21 @@ SNN_HD StepGradient<F> step_gradient(F v, F gs, F gu, F g_next, F attached, cons
   F g_membrane = gu;
   F g_threshold = F(0);
   if constexpr (kReset == Reset::kHard) {
-    g_spike = gs + attached * gu * (n.v_reset - v);
+    g_spike = gs + gu * (attached * (n.v_reset - v));
     g_membrane = s ? F(0) : gu;
   } else if constexpr (kReset == Reset::kSoft) {
-    g_spike = gs - attached * n.threshold * gu;
+    g_spike = gs - gu * (attached * n.threshold);
     g_threshold = s ? gu : F(0);
   } else if constexpr (kReset == Reset::kDelayedSoft) {
-    g_spike = gs - attached * n.threshold * g_next;
+    g_spike = gs - g_next * (attached * n.threshold);
     g_threshold = s ? g_next : F(0);
   }
-  const F gz = g_spike * derivative(z(v));
-  return {g_membrane + gz * z.scale, g_next * reset<kReset>(v, s, n),
-          -g_threshold - gz * z.minus_dthreshold(v)};
+  // The factors are put together apart from the gradients, which pass from step to step: the chain
+  // of a step stays short.
+  const F ds_dv = derivative(z(v)) * z.scale;
+  const F through_spike = g_spike * ds_dv;
+  return {g_membrane + through_spike, g_next * reset<kReset>(v, s, n),
+          -g_threshold - through_spike * z.minus_dthreshold(v)};
 }
 
 }  // namespace snnkern

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from snnkern.surrogate import (
     Surrogate,
     Triangle,
 )
+
+# For calls with unpacked arguments, which no overload matches.
+lif: Callable[..., Any] = functional.lif
 
 RESETS: tuple[functional.Reset, ...] = ("hard", "soft", "delayed_soft", "none")
 BACKENDS: tuple[functional.Backend, ...] = ("reference", "cpu")
@@ -138,7 +142,7 @@ def assert_within(
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
         raise AssertionError(
-            f"{what}: {int(wrong.sum())} of {wrong.numel()} are off by more than allowed, the first "
-            f"at {first}: {actual[first].item()!r}, expected {expected[first].item()!r} within "
-            f"{allowed[first].item():.3g}"
+            f"{what}: {int(wrong.sum())} of {wrong.numel()} are off by more than allowed, "
+            f"the first at {first}: {actual[first].item()!r}, expected "
+            f"{expected[first].item()!r} within {allowed[first].item():.3g}"
         )

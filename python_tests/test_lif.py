@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from python_tests.helpers import (
     assert_same_bits,
     assert_within,
     laid_out,
+    lif,
     random,
     state_like,
 )
@@ -121,7 +123,7 @@ def valued(case: Case, shape: tuple[int, ...], seed: int) -> Tensor:
 
 def parameter(case: Case, name: str, x: Tensor) -> float | Tensor:
     kind, place = getattr(case, name)
-    value = place
+    value: float = place
     if name == "threshold":
         value = 0.25 + place
         if case.values == "tiny":
@@ -161,6 +163,11 @@ def arguments(case: Case, dtype: torch.dtype) -> tuple[Tensor, dict[str, Any]]:
         "v_reset": case.v_reset,
         "strict": case.strict,
     }
+
+
+def test_ci_has_the_compiled_kernels() -> None:
+    if os.environ.get("CI") == "true":
+        assert COMPILED
 
 
 @EVERY_COMPILED
@@ -363,11 +370,14 @@ def sums_of_magnitudes(call: Differentiable) -> dict[str, Tensor]:
         dims = [d for d in range(per_neuron.dim()) if not channels or d != 1]
         return per_neuron.sum(dims)
 
+    # A gradient that comes back over k steps has k factors more, each an exponential that is
+    # rounded to 2 units in the last place: an eighth of 1e-6 in float32.
+    factors = 1 + torch.arange(len(x), 0, -1, dtype=torch.float64) / 8
     return {
-        "x": g_x,
-        "leak": total("leak", g_leak),
-        "threshold": total("threshold", g_threshold),
-        "v_init": g,
+        "x": g_x * factors.reshape(-1, *(1,) * start.dim()),
+        "leak": total("leak", g_leak) * factors[0],
+        "threshold": total("threshold", g_threshold) * factors[0],
+        "v_init": g * factors[0],
     }
 
 
@@ -410,7 +420,7 @@ def test_gradients_are_those_of_the_reference(
             assert_within(gradient[fits], target[fits], allowed[fits], name)
 
     compare()
-    assert min(seen.values()) > examples / 10
+    assert min(seen.values()) >= examples / 20
 
 
 @EVERY_COMPILED
@@ -437,7 +447,7 @@ def everything(x: Tensor, backend: str | None, **options: Any) -> dict[str, Tens
         "threshold": torch.linspace(0.5, 1.5, x.shape[2]).requires_grad_(),
         "v_init": random(*x.shape[1:], seed=5).requires_grad_(),
     }
-    spikes, state = functional.lif(**leaves, return_state=True, backend=backend, **options)  # type: ignore[arg-type]
+    spikes, state = lif(**leaves, return_state=True, backend=backend, **options)
     grads = torch.autograd.grad(
         (spikes, state),
         list(leaves.values()),
@@ -450,8 +460,8 @@ def everything(x: Tensor, backend: str | None, **options: Any) -> dict[str, Tens
 def test_results_do_not_depend_on_threads_or_time(
     backend: Backend, reset: functional.Reset, two_threads: None
 ) -> None:
-    # Seventeen tiles, the last one short, and neighbours with different parameters.
-    x = laid_out(random(6, 3, 5, 4999, seed=1), "channels_last")
+    # Sixteen tiles, the last one short, and neighbours with different parameters.
+    x = laid_out(random(6, 3, 5, 1333, seed=1), "channels_last")
     runs = []
     for threads in (1, 2, 2):
         torch.set_num_threads(threads)
@@ -465,7 +475,7 @@ def test_results_do_not_depend_on_threads_or_time(
 def test_parameter_gradients_are_summed_in_more_than_float32(
     backend: Backend, shared: bool
 ) -> None:
-    """2^25 + 1 neurons would stall a float32 sum at 2^24; here 2^24 are spread unevenly."""
+    """Beside one term of 2^30, a float32 sum would lose every other one."""
     x = torch.full((1, 2, 1, 70001), 0.5)
     x[0, 0, 0, 0] = 1.0
     threshold = torch.ones(()) if shared else torch.ones(1)
@@ -543,7 +553,7 @@ def test_arguments_are_left_as_they_were(
     grads = {"spikes": laid_out(random(5, 2, 3, 7, seed=2), layout), "state": random(2, 3, 7)}
     given_tensors = leaves | grads
     before = {name: (t.detach().clone(), t._version) for name, t in given_tensors.items()}
-    spikes, state = functional.lif(**leaves, reset=reset, return_state=True, backend=backend)
+    spikes, state = lif(**leaves, reset=reset, return_state=True, backend=backend)
     results = torch.autograd.grad(
         (spikes, state), list(leaves.values()), (grads["spikes"], grads["state"])
     )

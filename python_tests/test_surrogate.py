@@ -79,7 +79,7 @@ def test_values_worked_out_by_hand(
 
 @pytest.mark.parametrize("gradient", POINTWISE, ids=repr)
 def test_derivatives_do_not_lose_precision(backend: Backend, gradient: Surrogate) -> None:
-    """float64 keeps its digits, in Python and in the kernels; float32 is the same number rounded."""
+    """float64 keeps its digits, in Python and in the kernels; float32 rounds the same number."""
     z = torch.linspace(-3, 3, 1001, dtype=torch.float64)
     z = z[(z.abs() - 0.25).abs() > 1e-6]
     exact = exact_derivative(gradient, z)
@@ -90,9 +90,7 @@ def test_derivatives_do_not_lose_precision(backend: Backend, gradient: Surrogate
         assert_within(gradient.derivative(rounded), target, tolerance * scale, f"{dtype}")
         x = rounded[None].requires_grad_()
         start = torch.ones_like(rounded)
-        spikes = functional.lif(
-            x, 0.0, 1e-30, v_init=start, surrogate=gradient, backend=backend
-        )
+        spikes = functional.lif(x, 0.0, 1e-30, v_init=start, surrogate=gradient, backend=backend)
         (gx,) = torch.autograd.grad(spikes.sum(), x)
         assert_within(gx[0], target, tolerance * scale, f"{dtype} in {backend}")
 
@@ -162,16 +160,15 @@ def test_derivative_keeps_dtype_and_shape(gradient: Surrogate, dtype: torch.dtyp
 
 @pytest.mark.parametrize("gradient", POINTWISE, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_far_from_the_threshold(
-    backend: Backend, dtype: torch.dtype, gradient: Surrogate
-) -> None:
+def test_far_from_the_threshold(backend: Backend, dtype: torch.dtype, gradient: Surrogate) -> None:
     """No overflow, no NaN, and where an exponential is gone it is at most a denormal."""
     far = torch.logspace(0, 15, 400, dtype=dtype)
     x = torch.cat([far, -far])[None].requires_grad_()
     spikes = functional.lif(x, threshold=1e-30, surrogate=gradient, backend=backend)
     (gx,) = torch.autograd.grad(spikes.sum(), x)
     expected = gradient.derivative(x.detach().double())[0]
-    assert_within(gx[0], expected, 1e-6 * expected + 1e-35, "ds/dz")
+    # exp(-a) is as good as its argument, which is rounded: a relative a * 2^-23 in float32.
+    assert_within(gx[0], expected, 2e-5 * expected + 1e-35, "ds/dz")
 
 
 @pytest.mark.parametrize("slope", [1.0, 30.0])
@@ -179,9 +176,7 @@ def test_the_exponential_of_the_kernels(backend: Backend, slope: float) -> None:
     """In float32 within a few units in the last place, wherever the result is a normal number."""
     z = torch.linspace(0, 120, 200_001) / slope
     x = z[None].requires_grad_()
-    spikes = functional.lif(
-        x, 1.0, 1e-38, surrogate=Exponential(slope=slope), backend=backend
-    )
+    spikes = functional.lif(x, 1.0, 1e-38, surrogate=Exponential(slope=slope), backend=backend)
     (gx,) = torch.autograd.grad(spikes.sum(), x)
     exact = torch.exp(-(slope * z).double())
     assert_within(gx[0], exact, 4 * 2.0**-24 * exact + 2e-38, "exp")
@@ -205,7 +200,9 @@ def test_every_surrogate_is_tested() -> None:
 
 
 @pytest.mark.parametrize("gradient", SURROGATES, ids=repr)
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
+)
 def test_surrogates_are_values(
     gradient: Surrogate, duplicate: Callable[[Surrogate], Surrogate]
 ) -> None:
@@ -244,9 +241,7 @@ PARAMETERS: list[tuple[type[Surrogate], str]] = [
 
 @pytest.mark.parametrize(("kind", "name"), PARAMETERS)
 @pytest.mark.parametrize("value", [0, 0.0, -1.0, math.nan, math.inf, -math.inf])
-def test_parameters_are_finite_and_positive(
-    kind: type[Surrogate], name: str, value: float
-) -> None:
+def test_parameters_are_finite_and_positive(kind: type[Surrogate], name: str, value: float) -> None:
     with pytest.raises(ValueError, match="expected a finite number above 0") as error:
         kind(**{name: value})  # type: ignore[arg-type]
     assert f"{kind.__name__}: {name} is {value!r}" in str(error.value)
@@ -257,7 +252,9 @@ def test_parameters_are_finite_and_positive(
 def test_parameters_are_numbers(kind: type[Surrogate], name: str, value: object) -> None:
     with pytest.raises(TypeError, match="expected a number") as error:
         kind(**{name: value})  # type: ignore[arg-type]
-    assert f"{kind.__name__}: {name} is {value!r} of type {type(value).__name__}" in str(error.value)
+    assert f"{kind.__name__}: {name} is {value!r} of type {type(value).__name__}" in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])

@@ -219,10 +219,11 @@ def lif_backward(
         elif reset == DELAYED_SOFT:
             g_spike = gs if detach_reset else gs - neuron.threshold * g_next
             g_threshold = g_threshold - torch.where(s, g_next, 0)
-        gz = g_spike * derivative(v * scale - shift, surrogate_args[0], surrogate_args[1])
+        ds_dv = derivative(v * scale - shift, surrogate_args[0], surrogate_args[1]) * scale
+        through_spike = g_spike * ds_dv
         g_leak = g_leak + g_next * neuron.carry(v, s)
-        g_threshold = g_threshold - gz * (v * scale * scale if normalized else 1)
-        return g_membrane + gz * scale
+        g_threshold = g_threshold - through_spike * (v * scale if normalized else 1)
+        return g_membrane + through_spike
 
     g = torch.zeros_like(start)
     g_state: Tensor | float = 0.0 if grad_state is None else grad_state

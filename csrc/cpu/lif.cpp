@@ -14,7 +14,10 @@ namespace snnkern::cpu {
 namespace {
 
 constexpr std::int64_t kCacheLine = 64;
-constexpr std::int64_t kLargestTile = 4096;
+// Long rows: at every new row of a tensor the processor's prefetching starts over. Rows that are
+// converted pass through buffers, which should stay in the first caches.
+constexpr std::int64_t kLargestTile = 32768;
+constexpr std::int64_t kLargestConvertedTile = 4096;
 constexpr std::int64_t kSmallestTile = 256;
 constexpr std::int64_t kTilesWanted = 16;  // enough to share out among threads where rows are short
 
@@ -189,10 +192,13 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Neurons<F, kUniform> ne
   for (std::int64_t i = 0; i < n; ++i) {
     const Neuron<F> neuron = kUniform ? shared : neurons[i];
     const SurrogateArgument<F> z = kUniform ? shared_z : neurons.argument(i, normalized);
-    F v[kSteps];
+    // All is read before anything is written: rows of different tensors often lie a multiple of 4
+    // KB apart, where the processor takes a read for one of what was just written.
+    F v[kSteps], g_spike[kSteps], g_x[kSteps];
     F u = u_in[i];
 #pragma GCC unroll 4
     for (std::int64_t k = 0; k < kSteps; ++k) {
+      g_spike[k] = gs[i + k * gs_step];
       v[k] = charge<kReset>(u, x[i + k * x_step], neuron);
       u = reset<kReset>(v[k], fires(v[k], neuron), neuron);
     }
@@ -201,14 +207,16 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Neurons<F, kUniform> ne
     F leak = F(0), threshold = F(0);
 #pragma GCC unroll 4
     for (std::int64_t k = kSteps - 1; k >= 0; --k) {
-      const StepGradient<F> g = step_gradient<kReset>(v[k], gs[i + k * gs_step], gu, g_next,
-                                                      attached, neuron, z, derivative);
+      const StepGradient<F> g =
+          step_gradient<kReset>(v[k], g_spike[k], gu, g_next, attached, neuron, z, derivative);
       g_next = g.v;
       gu = neuron.leak * g_next;
       leak += g.leak;
       threshold += g.threshold;
-      gx[i + k * gx_step] = g.v;
+      g_x[k] = g.v;
     }
+#pragma GCC unroll 4
+    for (std::int64_t k = 0; k < kSteps; ++k) gx[i + k * gx_step] = g_x[k];
     grad_v[i] = g_next;
     if constexpr (kParameterGradients) {
       grad_leak[i] += leak;
@@ -271,10 +279,12 @@ void start_from(const F* v_init, std::int64_t begin, std::int64_t n, F* u) {
 
 }  // namespace
 
-Tiling Tiling::of(std::int64_t neurons) {
+Tiling Tiling::of(std::int64_t neurons, Dtype dtype) {
+  const bool converted = dtype == Dtype::kFloat16 || dtype == Dtype::kBFloat16;
   const std::int64_t share = (neurons + kTilesWanted - 1) / kTilesWanted;
   const std::int64_t size = (share + kCacheLine - 1) / kCacheLine * kCacheLine;
-  return {neurons, std::clamp(size, kSmallestTile, kLargestTile)};
+  return {neurons,
+          std::clamp(size, kSmallestTile, converted ? kLargestConvertedTile : kLargestTile)};
 }
 
 template <class F>

@@ -12,13 +12,12 @@
 
 namespace snnkern::cpu {
 
-// The cut of `neurons` into tiles. Long enough rows keep the prefetcher and the TLB happy; a tile's
-// state still fits the first-level cache.
+// The cut of `neurons` into tiles.
 struct Tiling {
   std::int64_t neurons;
   std::int64_t size;
 
-  static Tiling of(std::int64_t neurons);
+  static Tiling of(std::int64_t neurons, Dtype dtype);
   std::int64_t count() const { return (neurons + size - 1) / size; }
 };
 

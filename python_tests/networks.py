@@ -1,0 +1,112 @@
+"""Networks that the tests of the upper floors share."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from python_tests.helpers import golden
+from snnkern import IF, LIF
+from snnkern.models import Normalize, SpikingNetwork
+from snnkern.nn import MeanReadout, SumReadout, TimeDistributed
+
+
+def fc_layers(widths: tuple[int, ...], **neuron: Any) -> nn.Sequential:
+    """Flatten, then linear layers with neurons between them."""
+    layers: list[nn.Module] = [TimeDistributed(nn.Flatten())]
+    for before, after in pairwise(widths):
+        layers += [TimeDistributed(nn.Linear(before, after)), LIF(**neuron)]
+    return nn.Sequential(*layers[:-1])
+
+
+def tiny_net(timesteps: int = 3, seed: int = 0, classes: int = 3, **neuron: Any) -> SpikingNetwork:
+    """2x2 grey images, eight hidden neurons."""
+    options: dict[str, Any] = {"leak": 0.5, "threshold": 0.5} | neuron
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = fc_layers((4, 8, classes), **options)
+        for parameter in layers.parameters():
+            nn.init.normal_(parameter, std=0.8)
+    return SpikingNetwork(timesteps, Normalize([0.5], [0.5]), layers, MeanReadout())
+
+
+def linear_net(weight: Tensor, bias: Tensor) -> nn.Module:
+    """A linear classifier of flattened images: its worst case is known."""
+    classifier = nn.Linear(weight.shape[1], weight.shape[0]).to(weight.dtype)
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(bias)
+    return nn.Sequential(nn.Flatten(), classifier)
+
+
+def rat_smallnet() -> tuple[SpikingNetwork, dict[str, nn.Module]]:
+    """The float64 network of golden data snnrat_smallnet, and its layers by their names there."""
+    data = golden("snnrat_smallnet")
+    parts: dict[str, nn.Module] = {
+        "layer1.0": nn.Conv2d(3, 6, 3, padding=1),
+        "layer1.1": nn.BatchNorm2d(6),
+        "layer2.0": nn.Conv2d(6, 8, 3, padding=1),
+        "layer2.1": nn.BatchNorm2d(8),
+        "classifier.1": nn.Linear(32, 16),
+        "classifier.3": nn.Linear(16, 12),
+        "classifier.5": nn.Linear(12, 5),
+    }
+    layers = nn.Sequential(
+        TimeDistributed(nn.Sequential(parts["layer1.0"], parts["layer1.1"])),
+        IF(),
+        TimeDistributed(nn.AvgPool2d(2)),
+        TimeDistributed(parts["layer2.0"]),
+        TimeDistributed(parts["layer2.1"]),
+        IF(),
+        TimeDistributed(nn.Sequential(nn.AvgPool2d(2), nn.Flatten())),
+        TimeDistributed(parts["classifier.1"]),
+        IF(),
+        TimeDistributed(parts["classifier.3"]),
+        IF(),
+        TimeDistributed(parts["classifier.5"]),
+    )
+    mean, std = data["norm_mean"], data["norm_std"]
+    normalize = Normalize(mean.tolist(), std.tolist())
+    net = SpikingNetwork(int(data["T"]), normalize, layers, MeanReadout()).double()
+    normalize.mean.copy_(torch.from_numpy(mean).reshape(-1, 1, 1))
+    normalize.std.copy_(torch.from_numpy(std).reshape(-1, 1, 1))
+    for name, part in parts.items():
+        state = {
+            key.removeprefix(f"sd.{name}."): torch.from_numpy(value)
+            for key, value in data.items()
+            if key.startswith(f"sd.{name}.")
+        }
+        part.load_state_dict(state, strict=False)
+    return net, parts
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """All that an attack or a bound must leave as it was."""
+    return {
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "modes": [module.training for module in model.modules()],
+        "wanted": [parameter.requires_grad for parameter in model.parameters()],
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "hooks": [len(module._forward_hooks) for module in model.modules()],
+        "gradient": [getattr(module, "gradient_mode", None) for module in model.modules()],
+        "carried": [getattr(module, "_state", None) for module in model.modules()],
+    }
+
+
+def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
+    after = snapshot(model)
+    for name, value in after["state"].items():
+        assert torch.equal(value, before["state"][name]), name
+    for had, has in zip(before["grads"], after["grads"], strict=True):
+        assert (had is None) == (has is None)
+        assert had is None or torch.equal(had, has)
+    for had, has in zip(before["carried"], after["carried"], strict=True):
+        assert had is has
+    for what in ("modes", "wanted", "hooks", "gradient"):
+        assert after[what] == before[what], what
+
+
+READOUTS: dict[str, type[nn.Module]] = {"mean": MeanReadout, "sum": SumReadout}

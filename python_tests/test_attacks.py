@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import snnkern
+from python_tests.helpers import assert_same_bits, assert_within, golden
+from python_tests.networks import assert_unchanged, linear_net, rat_smallnet, snapshot, tiny_net
+from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack
+from snnkern.surrogate import ATan, Rate, Triangle
+
+KINDS: tuple[Callable[[float], Attack], ...] = (
+    FGSM,
+    RFGSM,
+    lambda eps: RFGSM(eps, alpha=eps),
+    PGD,
+    lambda eps: PGD(eps, step_size=3 * eps, steps=3),
+    lambda eps: PGD(eps, gradient="rate"),
+    BIM,
+    lambda eps: BIM(eps, gradient=ATan()),
+    lambda eps: FGSM(eps, gradient="relu"),
+)
+EVERY_KIND = pytest.mark.parametrize(
+    "kind",
+    KINDS,
+    ids=["FGSM", "RFGSM", "RFGSM all", "PGD", "PGD far", "PGD rate", "BIM", "BIM ATan", "CBA"],
+)
+
+
+def batch(count: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, 1, 2, 2, generator=generator, dtype=dtype)
+    x[0, 0, 0, 0], x[0, 0, 1, 1] = 0.0, 1.0
+    return x, torch.randint(3, (count,), generator=generator)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# What holds for all of them
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.sampled_from([0.0, 1e-3, 8 / 255, 0.3, 1.0, 2.5]),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=80)
+def test_results_stay_near_and_are_images(
+    kind: Callable[[float], Attack], eps: float, dtype: torch.dtype, seed: int
+) -> None:
+    net = tiny_net(seed=seed % 5).to(dtype)
+    x, y = batch(4, seed, dtype)
+    adversarial = kind(eps)(net, x, y, generator(seed))
+    assert adversarial.shape == x.shape
+    assert adversarial.dtype == dtype
+    assert not adversarial.requires_grad
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    # x + eps and x - eps are rounded once.
+    slack = torch.finfo(dtype).eps * (1 + eps)
+    assert (adversarial.double() - x.double()).abs().max() <= eps + slack
+    if eps == 0:
+        assert_same_bits(adversarial, x)
+
+
+@EVERY_KIND
+def test_it_moves_the_images(kind: Callable[[float], Attack]) -> None:
+    x, y = batch()
+    adversarial = kind(0.1)(tiny_net(), x, y, generator())
+    assert (adversarial != x).flatten(1).any(1).sum() >= 3
+
+
+@EVERY_KIND
+def test_it_repeats_with_a_generator(kind: Callable[[float], Attack]) -> None:
+    net, (x, y) = tiny_net(), batch()
+    attack = kind(0.1)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = attack(net, x, y, generator(3))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert_same_bits(attack(net, x, y, generator(3)), first)
+    if isinstance(attack, RFGSM) or attack == PGD(0.1):
+        assert not torch.equal(attack(net, x, y, generator(4)), first)
+    elif not isinstance(attack, PGD) or not attack.random_start:
+        assert_same_bits(attack(net, x, y, generator(4)), first)
+
+
+@EVERY_KIND
+def test_the_callers_tensors_stay(kind: Callable[[float], Attack]) -> None:
+    x, y = batch()
+    x.requires_grad_()
+    before, labels = x.detach().clone(), y.clone()
+    with torch.no_grad():  # whatever the caller is doing
+        adversarial = kind(0.2)(tiny_net(), x, y, generator())
+    assert_same_bits(x.detach(), before)
+    assert torch.equal(y, labels)
+    assert x.grad is None
+    assert x.requires_grad
+    assert adversarial.data_ptr() != x.data_ptr()
+
+
+class Breaks(nn.Module):
+    """Raises at its second call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 1:
+            raise KeyError("broken")
+        return x
+
+
+def mixed_model(*more: nn.Module) -> nn.Module:
+    """Batch norm, dropout, neurons; every module in a mode of its own, gradients waiting."""
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), tiny_net(learn_threshold=True), *more)
+    x, y = batch(8, 1)
+    F.cross_entropy(model(x), y).backward()
+    for number, module in enumerate(model.modules()):
+        module.training = number % 3 != 0
+    for number, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(number % 2 == 0)
+    return model
+
+
+@EVERY_KIND
+def test_the_model_stays_as_it_was(kind: Callable[[float], Attack]) -> None:
+    model, (x, y) = mixed_model(), batch()
+    assert len({module.training for module in model.modules()}) == 2
+    before = snapshot(model)
+    first = kind(0.2)(model, x, y, generator())
+    assert_unchanged(model, before)
+    # In evaluation mode: no dropout, and no image changes what another becomes.
+    model.eval()
+    assert_same_bits(kind(0.2)(model, x, y, generator()), first)
+
+
+@pytest.mark.parametrize("g", [None, "rate", "relu", Triangle(2.0)])
+def test_the_model_stays_as_it_was_when_it_raises(g: Any) -> None:
+    breaks = Breaks()
+    model, (x, y) = mixed_model(breaks), batch()
+    breaks.calls = 0
+    before = snapshot(model)
+    with pytest.raises(KeyError, match="broken"):
+        PGD(0.1, steps=3, gradient=g)(model, x, y)
+    assert breaks.calls == 2
+    assert_unchanged(model, before)
+
+
+def test_batch_norm_statistics_stay() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), tiny_net()).train()
+    before = snapshot(model)
+    x, y = batch()
+    PGD(0.1)(model, x, y)
+    assert_unchanged(model, before)
+    assert torch.equal(model[0].get_buffer("running_mean"), torch.zeros(1))
+
+
+def test_it_runs_in_evaluation_mode() -> None:
+    modes: list[bool] = []
+    model = nn.Sequential(tiny_net(), nn.Dropout(1.0)).train()
+    model[1].register_forward_hook(lambda module, *_: modes.append(module.training))
+    x, y = batch()
+    FGSM(0.1)(model, x, y)
+    assert modes == [False]
+
+
+def test_the_gradient_is_the_one_asked_for() -> None:
+    net, (x, y) = tiny_net(4, leak=0.9), batch(40)
+    gradients: tuple[Any, ...] = (None, ATan(20.0), "rate", "relu")
+    results: list[Tensor] = []
+    for g in gradients:
+        results.append(FGSM(0.1, gradient=g)(net, x, y))
+        with snnkern.gradient(net, g):
+            assert_same_bits(FGSM(0.1)(net, x, y), results[-1])
+    for i, one in enumerate(results):
+        for other in results[:i]:
+            assert not torch.equal(one, other)
+
+
+# One attack after the other, against plain loops
+
+
+def slope(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    F.cross_entropy(net(x), y).backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def clip(adversarial: Tensor, x: Tensor, eps: float) -> Tensor:
+    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    return torch.minimum(torch.maximum(adversarial, low), high)
+
+
+def test_fgsm_is_one_step() -> None:
+    net = tiny_net().double()
+    x, y = batch(20, dtype=torch.float64)
+    expected = (x + 0.1 * slope(net, x, y).sign()).clamp(0, 1)
+    assert_within(FGSM(0.1)(net, x, y), expected, 1e-15)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.0, 0.03, 0.1])
+def test_rfgsm_is_a_random_step_and_one_of_the_gradient(alpha: float | None) -> None:
+    net = tiny_net().double()
+    x, y = batch(20, dtype=torch.float64)
+    noise = torch.randn(x.shape, generator=generator(7), dtype=x.dtype).sign()
+    random_step = 0.05 if alpha is None else alpha
+    start = (x + random_step * noise).clamp(0, 1)
+    expected = clip(start + (0.1 - random_step) * slope(net, start, y).sign(), x, 0.1)
+    assert_within(RFGSM(0.1, alpha)(net, x, y, generator(7)), expected, 1e-12)
+
+
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize(("step_size", "steps"), [(None, 1), (None, 7), (0.02, 5), (0.3, 2)])
+def test_pgd_is_a_loop_of_steps(random_start: bool, step_size: float | None, steps: int) -> None:
+    net = tiny_net().double()
+    x, y = batch(20, dtype=torch.float64)
+    expected = x
+    if random_start:
+        noise = 2 * torch.rand(x.shape, generator=generator(7), dtype=x.dtype) - 1
+        expected = (x + 0.1 * noise).clamp(0, 1)
+    for _ in range(steps):
+        size = 2.5 * 0.1 / steps if step_size is None else step_size
+        expected = clip(expected + size * slope(net, expected, y).sign(), x, 0.1)
+    actual = PGD(0.1, step_size, steps, random_start)(net, x, y, generator(7))
+    assert_within(actual, expected, 1e-12)
+
+
+def test_bim_is_pgd_from_the_image() -> None:
+    net, (x, y) = tiny_net(), batch(20)
+    expected = PGD(0.1, 0.02, 5, random_start=False)(net, x, y)
+    assert_same_bits(BIM(0.1, 0.02, 5)(net, x, y), expected)
+    assert BIM().random_start is False
+    assert PGD().random_start is True
+    assert PGD().steps == 7
+    assert FGSM().eps == PGD().eps == RFGSM().eps == BIM().eps == 8 / 255
+
+
+def test_the_noise_of_a_random_start_fills_the_ball() -> None:
+    x = torch.full((4000, 1, 2, 2), 0.5)
+    net = linear_net(torch.zeros(2, 4), torch.zeros(2))  # no slope: nothing moves but the noise
+    y = torch.zeros(4000, dtype=torch.int64)
+    noise = (PGD(0.2)(net, x, y, generator()) - x) / 0.2
+    assert noise.min() < -0.99
+    assert noise.max() > 0.99
+    assert abs(noise.mean().item()) < 0.02
+    assert abs(noise.square().mean().item() - 1 / 3) < 0.02
+    signs = ((RFGSM(0.2)(net, x, y, generator()) - x) / 0.1).round()
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert abs(signs.mean().item()) < 0.04
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.01, 0.1, 0.7]), st.sampled_from(["fgsm", "pgd"]))
+@settings(max_examples=40)
+def test_a_linear_model_is_driven_to_its_worst(seed: int, eps: float, name: str) -> None:
+    draws = generator(seed)
+    weight = torch.randn(2, 4, generator=draws, dtype=torch.float64)
+    net = linear_net(weight, torch.randn(2, generator=draws, dtype=torch.float64))
+    x = torch.rand(6, 1, 2, 2, generator=draws, dtype=torch.float64)
+    y = torch.randint(2, (6,), generator=draws)
+    attack = FGSM(eps) if name == "fgsm" else PGD(eps, steps=10)
+    logits = net(attack(net, x, y, draws))
+    margin = logits.gather(1, y[:, None]) - logits.gather(1, 1 - y[:, None])
+    # Every pixel at the end of its range that hurts: a closed form.
+    direction = (weight[y] - weight[1 - y]).view(6, 1, 2, 2)
+    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    worst = net(torch.where(direction > 0, low, high))
+    expected = worst.gather(1, y[:, None]) - worst.gather(1, 1 - y[:, None])
+    assert_within(margin.detach(), expected.detach(), 1e-12)
+
+
+# Golden data of SNN-RAT
+
+
+@pytest.mark.parametrize("mode", ["bptt", "bptr", "act"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "rfgsm"])
+def test_golden(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = golden("snnrat_attacks")
+    if f"{name}_{mode}" not in data:
+        assert (name, mode) == ("rfgsm", "act")
+        return
+    net, _ = rat_smallnet()
+    inputs = golden("snnrat_smallnet")
+    x, y = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["labels"])
+    eps = float(data["eps"])
+    uniform = (torch.from_numpy(data["pgd_noise"]) / eps + 1) / 2
+    normal = torch.from_numpy(data["rfgsm_randn"])
+    assert uniform.min() >= 0
+    assert uniform.max() <= 1
+
+    def drawn(x: Tensor, kind: Callable[..., Tensor], _: torch.Generator | None) -> Tensor:
+        return {torch.rand: uniform, torch.randn: normal}[kind]
+
+    monkeypatch.setattr("snnkern.attacks.fgsm.random_like", drawn)
+    monkeypatch.setattr("snnkern.attacks.pgd.random_like", drawn)
+    g: Any = {"bptt": None, "bptr": "rate", "act": "relu"}[mode]
+    attack: Attack = {
+        "fgsm": FGSM(eps, gradient=g),
+        "pgd": PGD(eps, 0.01, 7, gradient=g),
+        "rfgsm": RFGSM(eps, gradient=g),
+    }[name]
+    expected = torch.from_numpy(data[f"{name}_{mode}"])
+    assert_within(attack(net, x, y), expected, 1e-9)
+    assert not torch.equal(expected, x)
+
+
+# Arguments
+
+
+def test_attacks_are_frozen_configurations() -> None:
+    attack = PGD(0.1, steps=3, gradient=Rate())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        attack.eps = 0.2  # type: ignore[misc]
+    assert attack == PGD(0.1, steps=3, gradient=Rate())
+    assert hash(attack) == hash(PGD(0.1, steps=3, gradient=Rate()))
+    assert "eps=0.1" in str(attack)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (lambda: FGSM(-0.1), ValueError, r"FGSM: eps is -0\.1, expected .* at least 0"),
+        (lambda: PGD(math.nan), ValueError, "PGD: eps is nan, expected a finite number"),
+        (lambda: BIM(math.inf), ValueError, "BIM: eps is inf, expected a finite number"),
+        (
+            lambda: FGSM("8/255"),  # type: ignore[arg-type]
+            TypeError,
+            "FGSM: eps is '8/255' of type str, expected a number",
+        ),
+        (lambda: FGSM(True), TypeError, "FGSM: eps is True"),
+        (lambda: PGD(0.1, -0.01), ValueError, r"PGD: step_size is -0\.01, expected"),
+        (lambda: PGD(0.1, math.nan), ValueError, "PGD: step_size is nan"),
+        (lambda: PGD(steps=0), ValueError, "PGD: steps is 0, expected an int of at least 1"),
+        (
+            lambda: BIM(steps=2.0),  # type: ignore[arg-type]
+            TypeError,
+            r"BIM: steps is 2\.0 of type float, expected an int",
+        ),
+        (lambda: RFGSM(0.1, 0.2), ValueError, r"alpha is 0\.2, expected .* at most 0\.1"),
+        (lambda: RFGSM(0.1, -0.2), ValueError, r"RFGSM: alpha is -0\.2, expected"),
+    ],
+)
+def test_impossible_attacks_are_refused(
+    make: Callable[[], Attack], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        make()
+
+
+@pytest.mark.parametrize("g", ["bptt", Triangle, 3])
+def test_an_unknown_gradient_is_refused(g: Any) -> None:
+    net, (x, y) = tiny_net(), batch()
+    before = snapshot(net)
+
+    def run() -> None:
+        FGSM(0.1, gradient=g)(net, x, y)
+
+    with pytest.raises(TypeError, match=r" is .*expected a snnkern\.surrogate\.Surrogate"):
+        run()
+    assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.rand(2, 1, 2, 2) + 0.5, r"x has values between .*expected pixels in \[0, 1\]"),
+        (torch.full((2, 1, 2, 2), -1e-6), "x has values between"),
+        (torch.full((2, 1, 2, 2), math.nan), "x has values between nan"),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), "x is torch.uint8"),
+        (torch.zeros(0, 1, 2, 2), "x is torch.float32.*at least one image"),
+        ([[0.5]], "x is list"),
+    ],
+)
+def test_what_is_no_image_is_refused(x: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FGSM()(tiny_net(), x, torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.zeros(3, dtype=torch.int64), r"y is torch.int64 \[3\], expected int64 labels \[2\]"),
+        (torch.zeros(2), r"y is torch.float32 \[2\]"),
+        (torch.zeros(2, 3), r"y is torch.float32 \[2, 3\]"),
+        ([0, 1], "y is list"),
+    ],
+)
+def test_what_is_no_label_is_refused(y: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FGSM()(tiny_net(), torch.rand(2, 1, 2, 2), y)
+
+
+def test_a_gradient_needs_neurons() -> None:
+    net = linear_net(torch.randn(2, 4), torch.zeros(2))
+    x, y = batch()
+    with pytest.raises(ValueError, match="holds no neuron of snnkern"):
+        FGSM(gradient="rate")(net, x, y.clamp(max=1))
