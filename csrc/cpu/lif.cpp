@@ -18,6 +18,7 @@ constexpr std::int64_t kCacheLine = 64;
 // converted pass through buffers, which should stay in the first caches.
 constexpr std::int64_t kLargestTile = 32768;
 constexpr std::int64_t kLargestConvertedTile = 4096;
+constexpr std::int64_t kStatesKept = 1 << 20;  // of the neurons of a tile over all steps
 constexpr std::int64_t kSmallestTile = 256;
 constexpr std::int64_t kTilesWanted = 16;  // enough to share out among threads where rows are short
 
@@ -279,12 +280,13 @@ void start_from(const F* v_init, std::int64_t begin, std::int64_t n, F* u) {
 
 }  // namespace
 
-Tiling Tiling::of(std::int64_t neurons, Dtype dtype) {
-  const bool converted = dtype == Dtype::kFloat16 || dtype == Dtype::kBFloat16;
-  const std::int64_t share = (neurons + kTilesWanted - 1) / kTilesWanted;
-  const std::int64_t size = (share + kCacheLine - 1) / kCacheLine * kCacheLine;
-  return {neurons,
-          std::clamp(size, kSmallestTile, converted ? kLargestConvertedTile : kLargestTile)};
+Tiling Tiling::of(const LifShape& shape) {
+  const bool converted = shape.dtype == Dtype::kFloat16 || shape.dtype == Dtype::kBFloat16;
+  const std::int64_t largest =
+      std::min(converted ? kLargestConvertedTile : kLargestTile, kStatesKept / shape.timesteps);
+  const std::int64_t share = (shape.neurons + kTilesWanted - 1) / kTilesWanted;
+  const std::int64_t size = std::clamp(share, kSmallestTile, std::max(largest, kSmallestTile));
+  return {shape.neurons, (size + kCacheLine - 1) / kCacheLine * kCacheLine};
 }
 
 template <class F>

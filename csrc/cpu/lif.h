@@ -1,7 +1,7 @@
 // The leaky integrate-and-fire layer over all its time steps, forward and backward, on raw memory.
 //
 // Tensors are [timesteps, neurons], the neurons of one step contiguous. The work is cut into tiles
-// of neighbouring neurons that depend on the number of neurons alone: any split of the tiles among
+// of neighbouring neurons that depend on the shape alone: any split of the tiles among
 // threads gives the same result.
 #pragma once
 
@@ -12,20 +12,20 @@
 
 namespace snnkern::cpu {
 
-// The cut of `neurons` into tiles.
-struct Tiling {
-  std::int64_t neurons;
-  std::int64_t size;
-
-  static Tiling of(std::int64_t neurons, Dtype dtype);
-  std::int64_t count() const { return (neurons + size - 1) / size; }
-};
-
 struct LifShape {
   Dtype dtype;  // of x, spikes and their gradients
   std::int64_t timesteps;
   std::int64_t neurons;
   std::int64_t x_step;  // elements from one step of x to the next; 0 where the current is constant
+};
+
+// The cut of the neurons into tiles.
+struct Tiling {
+  std::int64_t neurons;
+  std::int64_t size;
+
+  static Tiling of(const LifShape& shape);
+  std::int64_t count() const { return (neurons + size - 1) / size; }
 };
 
 // F: type of the state, float or double.

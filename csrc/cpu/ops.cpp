@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor> lif_forward_op(const Tensor& x, const Tensor& leak,
         spikes.mutable_data_ptr(),
         return_state ? static_cast<F*>(state.mutable_data_ptr()) : nullptr,
     };
-    const Tiling tiling = Tiling::of(p.shape.neurons, p.shape.dtype);
+    const Tiling tiling = Tiling::of(p.shape);
     parallel_tiles(tiling, p.shape.timesteps,
                    [&](int64_t first, int64_t last) { lif_forward(p, tiling, first, last); });
   });
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lif_backward_op(
         mutable_or_null(neuron_leak, parameter_gradients),
         mutable_or_null(neuron_threshold, parameter_gradients),
     };
-    const Tiling tiling = Tiling::of(p.shape.neurons, p.shape.dtype);
+    const Tiling tiling = Tiling::of(p.shape);
     parallel_tiles(tiling, p.shape.timesteps,
                    [&](int64_t first, int64_t last) { lif_backward(p, tiling, first, last); });
     if (parameter_gradients) {
