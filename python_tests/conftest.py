@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -16,9 +13,6 @@ hypothesis.settings.register_profile(
     "snnkern", derandomize=True, database=None, deadline=None, print_blob=True
 )
 hypothesis.settings.load_profile("snnkern")
-
-M_PERTURB = -6
-FRESH_BYTE = 0x7F  # of every fresh allocation: NaN in float16, else the largest numbers there are
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,17 +36,10 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def poisoned_memory() -> Iterator[None]:
-    """Fresh memory holds absurd values, so that an element that a kernel forgot to write shows.
+    """Fresh tensors are NaN, those of compiled ops too: an element left unwritten shows.
 
-    That is done by the C library, below torch: it reaches the outputs of compiled ops and their
-    working memory too, which torch.utils.deterministic.fill_uninitialized_memory does not.
+    torch.utils.deterministic.fill_uninitialized_memory does it, which is on unless switched off.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("this C library cannot poison fresh memory")
-        yield
-        return
-    mallopt(M_PERTURB, FRESH_BYTE ^ 0xFF)
+    torch.use_deterministic_algorithms(True)
     yield
-    mallopt(M_PERTURB, 0)
+    torch.use_deterministic_algorithms(False)

@@ -25,7 +25,7 @@ from python_tests.helpers import (
 )
 from snnkern import functional, reference
 from snnkern.functional import Backend
-from snnkern.surrogate import Exponential, Rate, Surrogate, Triangle
+from snnkern.surrogate import Exponential, Rate, Rectangle, Surrogate, Triangle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 EVERY_COMPILED = pytest.mark.parametrize("compiled", COMPILED)
@@ -174,10 +174,10 @@ def test_ci_has_the_compiled_kernels() -> None:
 @pytest.mark.parametrize(
     ("dtype", "examples", "wanted"),
     [
-        (torch.float32, 500, 20_000_000),
-        (torch.float64, 100, 2_000_000),
-        (torch.float16, 100, 2_000_000),
-        (torch.bfloat16, 100, 2_000_000),
+        (torch.float32, 500, 10_000_000),
+        (torch.float64, 100, 1_000_000),
+        (torch.float16, 100, 1_000_000),
+        (torch.bfloat16, 100, 1_000_000),
     ],
     ids=str,
 )
@@ -456,6 +456,21 @@ def everything(x: Tensor, backend: str | None, **options: Any) -> dict[str, Tens
     return {"spikes": spikes, "state": state} | dict(zip(leaves, grads, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_types_are_read_and_rounded_like_torch_does(
+    backend: Backend, dtype: torch.dtype
+) -> None:
+    """All 65536 bit patterns: subnormal, infinite and NaN ones, and results halfway between two."""
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).reshape(1, 1, -1)
+    _, state = functional.lif(every, reset="none", return_state=True, backend=backend)
+    assert_same_bits(state, every[0].float() + 0.0, "read")
+    for scale in (0.7, 1.0 + 2.0**-8, 1.0 + 2.0**-11, 0.5, 2.0**-9):
+        x = torch.zeros_like(every, requires_grad=True)
+        spikes = functional.lif(x, surrogate=Rectangle(4.0, scale), reset="none", backend=backend)
+        (gx,) = torch.autograd.grad(spikes, x, every)
+        assert_same_bits(gx, (every.float() * scale + 0.0).to(dtype), f"rounded, {scale=}")
+
+
 @pytest.mark.parametrize("reset", RESETS)
 def test_results_do_not_depend_on_threads_or_time(
     backend: Backend, reset: functional.Reset, two_threads: None
@@ -475,17 +490,16 @@ def test_results_do_not_depend_on_threads_or_time(
 def test_parameter_gradients_are_summed_in_more_than_float32(
     backend: Backend, shared: bool
 ) -> None:
-    """Beside one term of 2^30, a float32 sum would lose every other one."""
-    x = torch.full((1, 2, 1, 70001), 0.5)
-    x[0, 0, 0, 0] = 1.0
-    threshold = torch.ones(()) if shared else torch.ones(1)
-    threshold.requires_grad_()
-    weights = torch.full(x.shape, 1.0)
-    weights[0, 0, 0, 0] = 2.0**30
+    """Between two terms of 2^30 that cancel, a float32 sum would lose every other one."""
+    x = torch.full((1, 2, 1, 70001), 0.5)  # Triangle: ds/dz is 1/2
+    weights = torch.ones_like(x)
+    for i, sign in ((0, 1), (-1, -1)):
+        x.view(-1)[i] = 1.0  # ds/dz is 1
+        weights.view(-1)[i] = sign * 2.0**30
+    threshold = torch.ones(() if shared else (1,), requires_grad=True)
     spikes = functional.lif(x, 1.0, threshold, surrogate=Triangle(1.0), backend=backend)
     (grad,) = torch.autograd.grad(spikes, threshold, weights)
-    exact = -(2.0**30 + 0.5 * (2 * 70001 - 1))
-    assert grad.item() == torch.tensor(exact).item()
+    assert grad.item() == -0.5 * (x.numel() - 2)
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -587,4 +601,4 @@ def test_fresh_memory_is_poisoned() -> None:
     for count in (10, 100, 1000, 100_000, 3_000_000):
         for dtype in DTYPES:
             fresh = torch.empty(count, dtype=dtype)
-            assert not (fresh.abs() < 1e30).any()
+            assert fresh.isnan().all()
