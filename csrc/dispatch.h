@@ -8,24 +8,35 @@
 
 namespace snnkern {
 
-// Element types of inputs and spikes. The state is float, and double for kFloat64.
-enum class Dtype : int { kFloat32, kFloat64, kFloat16, kBFloat16 };
+// Element types of inputs and spikes. The state is float, and double for kFloat64. Only spikes can
+// be bytes or bits; the bits of a step fill whole bytes, the first neuron in the lowest bit.
+enum class Dtype : int { kFloat32, kFloat64, kFloat16, kBFloat16, kUint8, kBit };
 
 template <auto kValue>
 using Constant = std::integral_constant<decltype(kValue), kValue>;
 
+// Calls f with the enumerator `value` as a constant; `kLast` is the last of the enumeration.
+template <auto kLast, auto kAt = decltype(kLast)(0), class Call>
+void with_enum(decltype(kLast) value, Call&& f) {
+  if (value == kAt) return f(Constant<kAt>{});
+  if constexpr (kAt != kLast) {
+    with_enum<kLast, decltype(kLast)(static_cast<int>(kAt) + 1)>(value, f);
+  }
+}
+
 template <class Call>
 void with_reset(Reset reset, Call&& f) {
-  switch (reset) {
-    case Reset::kHard:
-      return f(Constant<Reset::kHard>{});
-    case Reset::kSoft:
-      return f(Constant<Reset::kSoft>{});
-    case Reset::kDelayedSoft:
-      return f(Constant<Reset::kDelayedSoft>{});
-    case Reset::kNone:
-      return f(Constant<Reset::kNone>{});
-  }
+  with_enum<Reset::kNone>(reset, f);
+}
+
+template <class Call>
+void with_charge(Charge charge, Call&& f) {
+  with_enum<Charge::kDecay>(charge, f);
+}
+
+template <class Call>
+void with_synapse(Synapse synapse, Call&& f) {
+  with_enum<Synapse::kJump>(synapse, f);
 }
 
 template <class Call>

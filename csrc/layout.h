@@ -83,6 +83,9 @@ class StepLayout {
 
   int64_t numel() const { return numel_; }
 
+  // Neurons between two neighbouring samples (dimension 1 of x, dimension 0 of a step).
+  int64_t sample_stride() const { return sizes_.empty() || sizes_[0] == 1 ? numel_ : strides_[0]; }
+
   // Neurons between two neighbouring channels (dimension 2 of x, dimension 1 of a step).
   int64_t channel_stride() const {
     return sizes_.size() < 2 || sizes_[1] == 1 ? numel_ : strides_[1];

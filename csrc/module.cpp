@@ -24,6 +24,8 @@ py::dict build_info() {
 #if defined(__VERSION__)
   info["compiler"] = __VERSION__;
 #endif
+  info["charges"] = names(snnkern::kChargeNames);
+  info["synapses"] = names(snnkern::kSynapseNames);
   info["resets"] = names(snnkern::kResetNames);
   info["surrogates"] = names(snnkern::kSurrogateNames);
   return info;

@@ -25,13 +25,39 @@ enum class Reset : int {
 
 inline constexpr const char* kResetNames[] = {"hard", "soft", "delayed_soft", "none"};
 
+// How a neuron takes up its input current. `decay` is the leak, the rate or the time constant, as
+// the kind has it. Each is the exact association of operations of a library that people use. Order
+// and names are those of snnkern.reference.CHARGES.
+enum class Charge : int {
+  kLeak = 0,        // v = leak * u + x
+  kEuler = 1,       // v = u + rate * ((v_rest - u) + x)
+  kEulerBox = 2,    // v = u + rate * ((x + v_rest) - u)
+  kDecayInput = 3,  // v = u + ((v_rest - u) + x) / tau
+  kDecay = 4,       // v = (u - (u - v_rest) / tau) + x
+};
+
+inline constexpr const char* kChargeNames[] = {"leak", "euler", "euler_box", "decay_input",
+                                               "decay"};
+
+// The synapse in front of the membrane: what current reaches it. Order and names are those of
+// snnkern.reference.SYNAPSES.
+enum class Synapse : int {
+  kNone = 0,     // x
+  kCharged = 1,  // c = decay * c + x;     c
+  kDecayed = 2,  // c = decay * (c + x);   c
+  kJump = 3,     // j = c + x, c = j + -rate * j;  j
+};
+
+inline constexpr const char* kSynapseNames[] = {"none", "charged", "decayed", "jump"};
+
 // The parameters of one neuron. `fire_at` is the smallest membrane that fires: the threshold
 // itself, or, where the comparison is strict, the next representable number above it.
 template <class F>
 struct Neuron {
-  F leak;
+  F decay;
   F threshold;
   F fire_at;
+  F v_rest;
   F v_reset;
 };
 
@@ -42,13 +68,60 @@ SNN_HD bool fires(F v, const Neuron<F>& n) {
 }
 
 // Charge: the membrane v[t] before reset, from the carried state u[t-1] and the input current x[t].
-template <Reset kReset, class F>
+template <Charge kCharge, Reset kReset, class F>
 SNN_HD F charge(F u, F x, const Neuron<F>& n) {
-  const F v = n.leak * u + x;
+  F v;
+  if constexpr (kCharge == Charge::kLeak) {
+    v = n.decay * u + x;
+  } else if constexpr (kCharge == Charge::kEuler) {
+    v = u + n.decay * ((n.v_rest - u) + x);
+  } else if constexpr (kCharge == Charge::kEulerBox) {
+    v = u + n.decay * ((x + n.v_rest) - u);
+  } else if constexpr (kCharge == Charge::kDecayInput) {
+    v = u + ((n.v_rest - u) + x) / n.decay;
+  } else {
+    v = (u - (u - n.v_rest) / n.decay) + x;
+  }
   if constexpr (kReset == Reset::kDelayedSoft) {
     return v - (fires(u, n) ? n.threshold : F(0));
   } else {
     return v;
+  }
+}
+
+// Derivatives of the charge: dv/du and dv/dx, which depend on parameters alone, and dv/ddecay.
+template <Charge kCharge, class F>
+SNN_HD F charge_du(const Neuron<F>& n) {
+  if constexpr (kCharge == Charge::kLeak) {
+    return n.decay;
+  } else if constexpr (kCharge == Charge::kEuler || kCharge == Charge::kEulerBox) {
+    return F(1) - n.decay;
+  } else {
+    return F(1) - F(1) / n.decay;
+  }
+}
+
+template <Charge kCharge, class F>
+SNN_HD F charge_dx(const Neuron<F>& n) {
+  if constexpr (kCharge == Charge::kLeak || kCharge == Charge::kDecay) {
+    return F(1);
+  } else if constexpr (kCharge == Charge::kDecayInput) {
+    return F(1) / n.decay;
+  } else {
+    return n.decay;
+  }
+}
+
+template <Charge kCharge, class F>
+SNN_HD F charge_ddecay(F u, F x, const Neuron<F>& n) {
+  if constexpr (kCharge == Charge::kLeak) {
+    return u;
+  } else if constexpr (kCharge == Charge::kEuler || kCharge == Charge::kEulerBox) {
+    return (x - u) + n.v_rest;
+  } else if constexpr (kCharge == Charge::kDecayInput) {
+    return ((u - n.v_rest) - x) / (n.decay * n.decay);
+  } else {
+    return (u - n.v_rest) / (n.decay * n.decay);
   }
 }
 
@@ -84,20 +157,21 @@ struct SurrogateArgument {
 // What one step of the backward scan leaves behind.
 template <class F>
 struct StepGradient {
-  F v;          // dL/dv[t] = dL/dx[t], and what the step before receives
-  F leak;       // this step's share of dL/dleak: it pairs u[t] with dL/dv[t+1]
+  F v;          // dL/dv[t]
   F threshold;  // this step's share of dL/dthreshold
 };
 
 // One step of backpropagation through time, from step t+1 to step t.
 //   v         membrane of step t, before reset
+//   ds_dv     derivative of the spike with respect to it
 //   gs        dL/ds[t] from the layer above
-//   gu        dL/du[t] from the step after: leak * dL/dv[t+1]
-//   g_next    dL/dv[t+1] itself, for what a delayed reset subtracts there and for the leak
+//   gu        dL/du[t] from the step after: dv/du * dL/dv[t+1]
+//   g_next    dL/dv[t+1] itself, for what a delayed reset subtracts there
 //   attached  1 if the spike inside the reset is differentiated too, 0 if it is detached
-template <Reset kReset, class F, class Derivative>
-SNN_HD StepGradient<F> step_gradient(F v, F gs, F gu, F g_next, F attached, const Neuron<F>& n,
-                                     const SurrogateArgument<F>& z, const Derivative& derivative) {
+// The chain from gu to the result is kept short: it is what a step waits for.
+template <Reset kReset, class F>
+SNN_HD StepGradient<F> step_gradient(F v, F ds_dv, F gs, F gu, F g_next, F attached,
+                                     const Neuron<F>& n, const SurrogateArgument<F>& z) {
   const bool s = fires(v, n);
   F g_spike = gs;
   F g_membrane = gu;
@@ -112,12 +186,46 @@ SNN_HD StepGradient<F> step_gradient(F v, F gs, F gu, F g_next, F attached, cons
     g_spike = gs - g_next * (attached * n.threshold);
     g_threshold = s ? g_next : F(0);
   }
-  // The factors are put together apart from the gradients, which pass from step to step: the chain
-  // of a step stays short.
-  const F ds_dv = derivative(z(v)) * z.scale;
   const F through_spike = g_spike * ds_dv;
-  return {g_membrane + through_spike, g_next * reset<kReset>(v, s, n),
-          -g_threshold - through_spike * z.minus_dthreshold(v)};
+  return {g_membrane + through_spike, -g_threshold - through_spike * z.minus_dthreshold(v)};
+}
+
+// Synapse: what reaches the membrane, and the carried current c, which becomes the next one.
+template <Synapse kSynapse, class F>
+SNN_HD F conduct(F& c, F x, F decay) {
+  if constexpr (kSynapse == Synapse::kCharged) {
+    return c = decay * c + x;
+  } else if constexpr (kSynapse == Synapse::kDecayed) {
+    return c = decay * (c + x);
+  } else if constexpr (kSynapse == Synapse::kJump) {
+    const F j = c + x;
+    c = j + -decay * j;
+    return j;
+  } else {
+    return x;
+  }
+}
+
+// One step backward through the synapse: from dL/d(what reached the membrane) and dL/dc of the step
+// after, which becomes that of this one, to dL/dx. `c` is the carried current before the step;
+// this step's share of dL/ddecay is added to g_decay.
+template <Synapse kSynapse, class F>
+SNN_HD F conduct_gradient(F g, F& gc, F c, F x, F decay, F& g_decay) {
+  if constexpr (kSynapse == Synapse::kCharged) {
+    const F total = g + gc;
+    g_decay += total * c;
+    gc = decay * total;
+    return total;
+  } else if constexpr (kSynapse == Synapse::kDecayed) {
+    const F total = g + gc;
+    g_decay += total * (c + x);
+    return gc = decay * total;
+  } else if constexpr (kSynapse == Synapse::kJump) {
+    g_decay += -(gc * (c + x));
+    return gc = g + (F(1) - decay) * gc;
+  } else {
+    return g;
+  }
 }
 
 }  // namespace snnkern

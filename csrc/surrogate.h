@@ -20,12 +20,13 @@ enum class Surrogate : int {
   kFastSigmoid = 5,
   kErf = 6,
   kStraightThrough = 7,
-  kRate = 8,  // no derivative of its own: see lif_backward
+  kSpikeTime = 8,  // depends on the time since the last spike, not on z
+  kRate = 9,       // no derivative of its own: see lif_backward
 };
 
-inline constexpr const char* kSurrogateNames[] = {"triangle", "rectangle",        "exponential",
-                                                  "atan",     "sigmoid",          "fast_sigmoid",
-                                                  "erf",      "straight_through", "rate"};
+inline constexpr const char* kSurrogateNames[] = {
+    "triangle",     "rectangle", "exponential",      "atan",       "sigmoid",
+    "fast_sigmoid", "erf",       "straight_through", "spike_time", "rate"};
 
 // exp(x) for x <= 0 by range reduction and a polynomial: libm's expf is a call that keeps loops
 // from being vectorised. Within 2 ulp of expf; below -87 (where floats become subnormal) it is 0.
@@ -116,6 +117,13 @@ struct Erf {
   }
 };
 
+// ds/dz = alpha exp(-beta steps), with the steps since the neuron last fired (STDB).
+template <class F>
+struct SpikeTime {
+  F alpha, beta;
+  SNN_HD F operator()(F steps) const { return alpha * exp_nonpositive(-(beta * steps)); }
+};
+
 template <class F>
 struct StraightThrough {
   SNN_HD F operator()(F) const { return F(1); }
@@ -141,6 +149,7 @@ bool with_surrogate(Surrogate kind, const double* args, Call&& f) {
       return f(Erf<F>{F(args[0])}), true;
     case Surrogate::kStraightThrough:
       return f(StraightThrough<F>{}), true;
+    case Surrogate::kSpikeTime:
     case Surrogate::kRate:
       return false;
   }

@@ -31,13 +31,13 @@ def step_strides(x: Tensor) -> tuple[int, ...]:
     return tuple(reversed(contiguous))
 
 
-def empty_steps(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor of the shape of ``x``, its steps in the layout of those of ``x``."""
+def empty_steps(x: Tensor, dtype: torch.dtype, timesteps: int) -> Tensor:
+    """An uninitialised tensor of ``timesteps`` steps like those of ``x``, in their layout."""
     step = step_strides(x)
     numel = 1
     for size in x.shape[1:]:
         numel *= size
-    return x.new_empty_strided(x.shape, (numel, *step), dtype=dtype)
+    return x.new_empty_strided((timesteps, *x.shape[1:]), (numel, *step), dtype=dtype)
 
 
 def empty_step(x: Tensor, dtype: torch.dtype) -> Tensor:

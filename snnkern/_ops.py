@@ -18,55 +18,72 @@ from snnkern import (
 )
 from snnkern._layout import empty_step, empty_steps
 
-NEURON = "Tensor leak, Tensor threshold, Tensor? v_init, float v_reset, int reset, bool strict"
+TENSORS = (
+    "int timesteps, Tensor decay, Tensor threshold, Tensor? synapse_decay, Tensor? v_init, "
+    "Tensor? current_init"
+)
+OPTIONS = (
+    "int charge, float v_rest, float gain, int synapse, int reset, float v_reset, bool strict, "
+    "bool delayed_spike"
+)
 SCHEMAS = {
-    "lif_forward": f"(Tensor x, {NEURON}, bool return_state) -> (Tensor spikes, Tensor state)",
-    "lif_backward": f"(Tensor grad_spikes, Tensor? grad_state, Tensor x, {NEURON}, "
-    "bool detach_reset, int surrogate, float[] surrogate_args, bool normalized, "
-    "bool parameter_gradients) "
-    "-> (Tensor grad_x, Tensor grad_leak, Tensor grad_threshold, Tensor grad_v_init)",
+    "lif_forward": f"(Tensor x, {TENSORS}, {OPTIONS}, int spike_format, bool return_state) "
+    "-> (Tensor spikes, Tensor state, Tensor current)",
+    "lif_backward": "(Tensor grad_spikes, Tensor? grad_state, Tensor? grad_current, Tensor x, "
+    f"{TENSORS}, {OPTIONS}, bool detach_reset, int surrogate, float[] surrogate_args, "
+    "bool normalized, Tensor? surrogate_table, bool parameter_gradients) "
+    "-> (Tensor grad_x, Tensor grad_decay, Tensor grad_threshold, Tensor grad_synapse_decay, "
+    "Tensor grad_v_init, Tensor grad_current_init)",
 }
 OVERLOADS = ("", ".reference")
 
 
-def _lif_forward_fake(
-    x: Tensor,
-    leak: Tensor,
-    threshold: Tensor,
-    v_init: Tensor | None,
-    v_reset: float,
-    reset: int,
-    strict: bool,
-    return_state: bool,
-) -> tuple[Tensor, Tensor]:
+def _lif_forward_fake(x: Tensor, timesteps: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    synapse, spike_format, return_state = rest[8], rest[-2], rest[-1]
     dtype = reference.state_dtype(x.dtype)
-    state = empty_step(x, dtype) if return_state else x.new_empty(0, dtype=dtype)
-    return empty_steps(x, x.dtype), state
+    if spike_format == reference.BITS:
+        spikes = x.new_empty((timesteps, (x[0].numel() + 7) // 8), dtype=torch.uint8)
+    else:
+        uint8 = spike_format == reference.UINT8
+        spikes = empty_steps(x, torch.uint8 if uint8 else x.dtype, timesteps)
+    return (
+        spikes,
+        empty_step(x, dtype) if return_state else x.new_empty(0, dtype=dtype),
+        empty_step(x, dtype) if return_state and synapse else x.new_empty(0, dtype=dtype),
+    )
 
 
 def _lif_backward_fake(
     grad_spikes: Tensor,
     grad_state: Tensor | None,
+    grad_current: Tensor | None,
     x: Tensor,
-    leak: Tensor,
+    timesteps: int,
+    decay: Tensor,
     threshold: Tensor,
+    synapse_decay: Tensor | None,
     v_init: Tensor | None,
-    v_reset: float,
-    reset: int,
-    strict: bool,
-    detach_reset: bool,
-    surrogate: int,
-    surrogate_args: list[float],
-    normalized: bool,
-    parameter_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    current_init: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, ...]:
     dtype = reference.state_dtype(x.dtype)
-    none = x.new_empty(0, dtype=dtype)
+    synapse, parameter_gradients = options[3], options[-1]
+
+    def like(parameter: Tensor | None, wanted: bool) -> Tensor:
+        if parameter is None or not wanted or not parameter_gradients:
+            return x.new_empty(0, dtype=dtype)
+        return torch.empty_like(parameter)
+
+    def state_like(state: Tensor | None) -> Tensor:
+        return x.new_empty(0, dtype=dtype) if state is None else empty_step(x, dtype)
+
     return (
-        empty_steps(x, x.dtype),
-        torch.empty_like(leak) if parameter_gradients else none,
-        torch.empty_like(threshold) if parameter_gradients else x.new_empty(0, dtype=dtype),
-        x.new_empty(0, dtype=dtype) if v_init is None else empty_step(x, dtype),
+        empty_steps(x, x.dtype, x.shape[0]),
+        like(decay, True),
+        like(threshold, True),
+        like(synapse_decay, synapse != reference.NO_SYNAPSE),
+        state_like(v_init),
+        state_like(current_init),
     )
 
 

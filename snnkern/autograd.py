@@ -13,17 +13,29 @@ from torch import Tensor
 
 
 class LIFConfig(NamedTuple):
-    """Everything about a LIF layer that is not a tensor."""
+    """Everything about a LIF layer that is not a tensor; options by number, see reference."""
 
-    v_reset: float
+    timesteps: int
+    charge: int
+    v_rest: float
+    gain: float
+    synapse: int
     reset: int
+    v_reset: float
     strict: bool
-    return_state: bool
+    delayed_spike: bool
     detach_reset: bool
     surrogate: int
     surrogate_args: tuple[float, float]
     normalized: bool
+    spike_format: int
+    return_state: bool
     overload: str
+
+    @property
+    def dynamics(self) -> tuple[int, float, float, int, int, float, bool, bool]:
+        """The options that forward and backward share."""
+        return self[1:9]
 
 
 class LIFFunction(torch.autograd.Function):
@@ -33,63 +45,68 @@ class LIFFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        leak: Tensor,
+        decay: Tensor,
         threshold: Tensor,
+        synapse_decay: Tensor | None,
         v_init: Tensor | None,
+        current_init: Tensor | None,
+        surrogate_table: Tensor | None,
         config: LIFConfig,
-    ) -> tuple[Tensor, Tensor]:
-        """Spikes and final state."""
-        ctx.save_for_backward(x, leak, threshold, v_init)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Spikes, final state and final synaptic current."""
+        ctx.save_for_backward(
+            x, decay, threshold, synapse_decay, v_init, current_init, surrogate_table
+        )
         ctx.set_materialize_grads(False)
         ctx.config = config
         op = getattr(torch.ops.snnkern.lif_forward, config.overload)
-        spikes, state = op(
+        spikes, state, current = op(
             x,
-            leak,
+            config.timesteps,
+            decay,
             threshold,
+            synapse_decay,
             v_init,
-            config.v_reset,
-            config.reset,
-            config.strict,
+            current_init,
+            *config.dynamics,
+            config.spike_format,
             config.return_state,
         )
-        return spikes, state
+        return spikes, state, current
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of ``x``, ``leak``, ``threshold`` and ``v_init``."""
-        grad_spikes, grad_state = grads
-        x, leak, threshold, v_init = ctx.saved_tensors
+        """Gradients of the tensors that went in."""
+        grad_spikes, grad_state, grad_current = grads
+        x, decay, threshold, synapse_decay, v_init, current_init, table = ctx.saved_tensors
         config: LIFConfig = ctx.config
         if grad_spikes is None:
-            if grad_state is None:
-                return None, None, None, None, None
-            grad_spikes = x.new_zeros(()).expand(x.shape)
-        _, needs_leak, needs_threshold, needs_init, _ = ctx.needs_input_grad
+            if grad_state is None and grad_current is None:
+                return (None,) * 8
+            grad_spikes = x.new_zeros(()).expand(config.timesteps, *x.shape[1:])
+        needs = ctx.needs_input_grad
         op = getattr(torch.ops.snnkern.lif_backward, config.overload)
-        grad_x, grad_leak, grad_threshold, grad_v_init = op(
+        gradients = op(
             grad_spikes,
-            grad_state if config.return_state else None,
+            grad_state,
+            grad_current,
             x,
-            leak,
+            config.timesteps,
+            decay,
             threshold,
+            synapse_decay,
             v_init,
-            config.v_reset,
-            config.reset,
-            config.strict,
+            current_init,
+            *config.dynamics,
             config.detach_reset,
             config.surrogate,
             config.surrogate_args,
             config.normalized,
-            needs_leak or needs_threshold,
+            table,
+            any(needs[1:4]),
         )
-        return (
-            grad_x,
-            grad_leak if needs_leak else None,
-            grad_threshold if needs_threshold else None,
-            grad_v_init if needs_init else None,
-            None,
-        )
+        wanted = [g if need else None for g, need in zip(gradients, needs, strict=False)]
+        return (*wanted, None, None)
 
 
 class Bounded(torch.autograd.Function):

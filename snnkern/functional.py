@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, overload
 
@@ -11,111 +11,196 @@ import torch
 from torch import Tensor
 
 from snnkern import _load, reference
-from snnkern._checks import check_number
+from snnkern._checks import check_int, check_number
+from snnkern._layout import step_strides
 from snnkern.autograd import LIFConfig, LIFFunction
 from snnkern.surrogate import KINDS, Surrogate, Triangle
 
+Charge = Literal["leak", "euler", "euler_box", "decay_input", "decay"]
+Synapse = Literal["none", "charged", "decayed", "jump"]
 Reset = Literal["hard", "soft", "delayed_soft", "none"]
+SpikeFormat = Literal["input", "uint8", "bits"]
 Backend = Literal["reference", "cpu", "cuda", "triton"]
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What each charge calls its parameter.
+DECAYS = {
+    "leak": "leak",
+    "euler": "rate",
+    "euler_box": "rate",
+    "decay_input": "tau",
+    "decay": "tau",
+}
 
 
 @overload
 def lif(
     x: Tensor,
-    leak: float | Tensor = ...,
+    leak: float | Tensor | None = ...,
     threshold: float | Tensor = ...,
     *,
+    charge: Charge = ...,
+    tau: float | Tensor | None = ...,
+    rate: float | Tensor | None = ...,
+    v_rest: float = ...,
+    gain: float = ...,
+    synapse: Synapse = ...,
+    synapse_decay: float | Tensor | None = ...,
     reset: Reset = ...,
     v_reset: float = ...,
     v_init: float | Tensor | None = ...,
-    surrogate: Surrogate = ...,
+    current_init: float | Tensor | None = ...,
+    surrogate: Surrogate | Sequence[Surrogate] = ...,
     detach_reset: bool = ...,
     strict: bool = ...,
+    delayed_spike: bool = ...,
+    timesteps: int | None = ...,
+    spike_format: SpikeFormat = ...,
     return_state: Literal[False] = ...,
     backend: Backend | None = ...,
 ) -> Tensor: ...
 @overload
 def lif(
     x: Tensor,
-    leak: float | Tensor = ...,
+    leak: float | Tensor | None = ...,
     threshold: float | Tensor = ...,
     *,
+    charge: Charge = ...,
+    tau: float | Tensor | None = ...,
+    rate: float | Tensor | None = ...,
+    v_rest: float = ...,
+    gain: float = ...,
+    synapse: Synapse = ...,
+    synapse_decay: float | Tensor | None = ...,
     reset: Reset = ...,
     v_reset: float = ...,
     v_init: float | Tensor | None = ...,
-    surrogate: Surrogate = ...,
+    current_init: float | Tensor | None = ...,
+    surrogate: Surrogate | Sequence[Surrogate] = ...,
     detach_reset: bool = ...,
     strict: bool = ...,
+    delayed_spike: bool = ...,
+    timesteps: int | None = ...,
+    spike_format: SpikeFormat = ...,
     return_state: Literal[True],
     backend: Backend | None = ...,
-) -> tuple[Tensor, Tensor]: ...
+) -> tuple[Tensor, ...]: ...
 @overload
 def lif(
     x: Tensor,
-    leak: float | Tensor = ...,
+    leak: float | Tensor | None = ...,
     threshold: float | Tensor = ...,
     *,
+    charge: Charge = ...,
+    tau: float | Tensor | None = ...,
+    rate: float | Tensor | None = ...,
+    v_rest: float = ...,
+    gain: float = ...,
+    synapse: Synapse = ...,
+    synapse_decay: float | Tensor | None = ...,
     reset: Reset = ...,
     v_reset: float = ...,
     v_init: float | Tensor | None = ...,
-    surrogate: Surrogate = ...,
+    current_init: float | Tensor | None = ...,
+    surrogate: Surrogate | Sequence[Surrogate] = ...,
     detach_reset: bool = ...,
     strict: bool = ...,
+    delayed_spike: bool = ...,
+    timesteps: int | None = ...,
+    spike_format: SpikeFormat = ...,
     return_state: bool,
     backend: Backend | None = ...,
-) -> Tensor | tuple[Tensor, Tensor]: ...
+) -> Tensor | tuple[Tensor, ...]: ...
 
 
 def lif(
     x: Tensor,
-    leak: float | Tensor = 1.0,
+    leak: float | Tensor | None = None,
     threshold: float | Tensor = 1.0,
     *,
+    charge: Charge = "leak",
+    tau: float | Tensor | None = None,
+    rate: float | Tensor | None = None,
+    v_rest: float = 0.0,
+    gain: float = 1.0,
+    synapse: Synapse = "none",
+    synapse_decay: float | Tensor | None = None,
     reset: Reset = "hard",
     v_reset: float = 0.0,
     v_init: float | Tensor | None = None,
-    surrogate: Surrogate = Triangle(),  # noqa: B008  frozen
+    current_init: float | Tensor | None = None,
+    surrogate: Surrogate | Sequence[Surrogate] = Triangle(),  # noqa: B008  frozen
     detach_reset: bool = False,
     strict: bool = False,
+    delayed_spike: bool = False,
+    timesteps: int | None = None,
+    spike_format: SpikeFormat = "input",
     return_state: bool = False,
     backend: Backend | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """A layer of leaky integrate-and-fire neurons over all its time steps, as one op.
 
     At every step ``t``, with the carried state ``u`` starting at ``v_init``::
 
-        v = leak * u + x[t]              charge
-        s[t] = 1 if v >= threshold else 0    fire
-        u = v_reset if s[t] else v       reset="hard"
-        u = v - threshold * s[t]         reset="soft"
-        u = v                            reset="none", and reset="delayed_soft", where the next
-                                         charge is leak * u + x[t + 1] - threshold * s[t]
+        i = gain * x[t], through the synapse                       conduct
+        v = leak * u + i                      charge="leak"        charge
+        v = u + rate * ((v_rest - u) + i)     charge="euler"       (Norse LIF)
+        v = u + rate * ((i + v_rest) - u)     charge="euler_box"   (Norse LIFBox)
+        v = u + ((v_rest - u) + i) / tau      charge="decay_input" (SpikingJelly, its default)
+        v = (u - (u - v_rest) / tau) + i      charge="decay"       (SpikingJelly, decay_input=False)
+        s[t] = 1 if v >= threshold else 0                          fire
+        u = v_reset if s[t] else v            reset="hard"         reset
+        u = v - threshold * s[t]              reset="soft"
+        u = v                                 reset="none", and reset="delayed_soft", where the next
+                                              charge subtracts threshold * s[t] at its end
+
+    The synapse holds a current ``c``, which starts at ``current_init``: ``c = synapse_decay * c +
+    i`` and gives ``c`` (``"charged"``, snnTorch); ``c = synapse_decay * (c + i)`` and gives ``c``
+    (``"decayed"``, sinabs); or gives ``j = c + i`` and keeps ``c = j - synapse_decay * j``
+    (``"jump"``, Norse). Associations and divisions are the libraries' own, so spikes equal theirs
+    bit for bit.
 
     Args:
         x: input currents ``[T, N, ...]``, float16, bfloat16, float32 or float64, with any dense
             layout of the dimensions after the first; a time axis of stride 0 (a constant current)
             is read in place.
-        leak: share of the state that a step keeps, in ``[0, 1]``; a number, a 0-d tensor, or one
-            value per channel ``[C]`` (dimension 2 of ``x``). Tensors get gradients.
+        leak: share of the state that a step keeps, in ``[0, 1]``, by default 1; a number, a 0-d
+            tensor, one value per channel ``[C]`` (dimension 2 of ``x``), or one per neuron (the
+            shape of ``x[0, 0]``). Tensors get gradients.
         threshold: above 0; a number or a tensor like ``leak``.
+        charge: how a neuron takes up its current, see above.
+        tau: time constant in steps, at least 1, for ``"decay_input"`` and ``"decay"``; like
+            ``leak``.
+        rate: in ``[0, 1]``, for ``"euler"`` and ``"euler_box"``; like ``leak``.
+        v_rest: where the membrane decays to; for every charge but ``"leak"``.
+        gain: of the input current.
+        synapse: a second state in front of the membrane, see above.
+        synapse_decay: in ``[0, 1]``; like ``leak``.
         reset: what happens after a spike, see above.
         v_reset: the state after a hard reset.
         v_init: the state before the first step: a number or a tensor of the shape of ``x[0]``; None
-            is rest, 0. A delayed reset takes a state at or above the threshold for one that has
-            just fired. Tensors get gradients.
-        surrogate: the derivative of a spike, see ``snnkern.surrogate``.
+            is 0. A delayed reset takes a state at or above the threshold for one that has just
+            fired. Tensors get gradients.
+        current_init: the synapse's current before the first step; like ``v_init``.
+        surrogate: the derivative of a spike, see ``snnkern.surrogate``; or one for every sample of
+            the batch, so that samples are differentiated each in its own way.
         detach_reset: no gradient through the spike in the reset; the threshold in it still gets
             one.
         strict: fire at ``v > threshold`` instead of ``v >= threshold``.
-        return_state: also return the final state.
+        delayed_spike: a spike leaves one step after the membrane reached the threshold, as in the
+            networks of hybrid training (with ``reset="delayed_soft"``, ``strict=True``).
+        timesteps: T, where ``x`` is ``[1, N, ...]`` and held for all steps.
+        spike_format: ``"input"``: the dtype of ``x``; ``"uint8"``; or ``"bits"``, packed
+            ``[T, ceil(neurons / 8)]`` in the order of memory. The latter two cannot be
+            differentiated.
+        return_state: also return the final state, and the final synaptic current if there is one.
         backend: None takes the fastest that is there for the device of ``x`` (``snnkern.info()``
             says which); ``"reference"``, ``"cpu"``, ``"cuda"`` or ``"triton"`` insist on one.
 
     Returns:
-        Spikes, 0 or 1, of the shape, dtype and layout of ``x``; with ``return_state`` also the
-        final state, of the shape of ``x[0]``, float32 (float64 for float64 input).
+        Spikes, 0 or 1, of the shape, dtype and layout of ``x`` (see ``spike_format``); with
+        ``return_state`` also the final state, of the shape of ``x[0]``, float32 (float64 for
+        float64 input), and with a synapse its current.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -130,40 +215,137 @@ def lif(
     The gradient of a neuron that saw NaN or inf is not defined, nor that of a parameter it shares.
     """
     _check_x(x)
-    if reset not in reference.RESETS:
-        raise ValueError(f"reset is {reset!r}, expected one of {', '.join(reference.RESETS)}")
-    if not isinstance(surrogate, Surrogate):
-        raise TypeError(
-            f"surrogate is {surrogate!r} of type {type(surrogate).__name__}, expected a "
-            "snnkern.surrogate.Surrogate such as snnkern.surrogate.Triangle()"
-        )
+    for name, choice, choices in (
+        ("charge", charge, reference.CHARGES),
+        ("synapse", synapse, reference.SYNAPSES),
+        ("reset", reset, reference.RESETS),
+        ("spike_format", spike_format, reference.SPIKE_FORMATS),
+    ):
+        if choice not in choices:
+            raise ValueError(f"{name} is {choice!r}, expected one of {', '.join(choices)}")
     for name, flag in (
         ("detach_reset", detach_reset),
         ("strict", strict),
+        ("delayed_spike", delayed_spike),
         ("return_state", return_state),
     ):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is {flag!r} of type {type(flag).__name__}, expected a bool")
-    check_number("v_reset", v_reset)
+    for name, number in (("v_rest", v_rest), ("gain", gain), ("v_reset", v_reset)):
+        check_number(name, number)
+    held, steps = _held(x, timesteps)
+    decay = decay_of(charge, {"leak": leak, "tau": tau, "rate": rate})
+    has_synapse = synapse != "none"
+    for name, value in (("synapse_decay", synapse_decay), ("current_init", current_init)):
+        if value is not None and not has_synapse:
+            raise ValueError(
+                f"{name} is given and synapse is 'none', expected no {name}, or a synapse"
+            )
+    if has_synapse and synapse_decay is None:
+        raise ValueError(f"synapse_decay is None, expected a value for synapse={synapse!r}")
+    kind, args, normalized, table = _surrogates(surrogate, x)
+    if spike_format != "input" and torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError(
+            f"spike_format is {spike_format!r} and x requires a gradient, expected 'input': "
+            "integers cannot be differentiated"
+        )
     config = LIFConfig(
-        v_reset=float(v_reset),
+        timesteps=steps,
+        charge=reference.CHARGES.index(charge),
+        v_rest=float(v_rest),
+        gain=float(gain),
+        synapse=reference.SYNAPSES.index(synapse),
         reset=reference.RESETS.index(reset),
+        v_reset=float(v_reset),
         strict=strict,
-        return_state=return_state,
+        delayed_spike=delayed_spike,
         detach_reset=detach_reset,
-        surrogate=KINDS.index(surrogate.kind),
-        surrogate_args=surrogate.args,
-        normalized=surrogate.normalized,
+        surrogate=kind,
+        surrogate_args=args,
+        normalized=normalized,
+        spike_format=reference.SPIKE_FORMATS.index(spike_format),
+        return_state=return_state,
         overload=_overload(backend, x),
     )
-    spikes, state = LIFFunction.apply(
-        x,
-        _parameter("leak", leak, x),
+    spikes: Tensor
+    spikes, state, current = LIFFunction.apply(
+        held,
+        _parameter(DECAYS[charge], decay, x),
         _parameter("threshold", threshold, x),
+        None if synapse_decay is None else _parameter("synapse_decay", synapse_decay, x),
         _state("v_init", v_init, x),
+        _state("current_init", current_init, x),
+        table,
         config,
     )
-    return (spikes, state) if return_state else spikes
+    if not return_state:
+        return spikes
+    return (spikes, state, current) if has_synapse else (spikes, state)
+
+
+def _held(x: Tensor, timesteps: int | None) -> tuple[Tensor, int]:
+    """What the op reads, one step where the current is constant, and the number of steps."""
+    if timesteps is not None:
+        check_int("timesteps", timesteps, 1)
+        if x.shape[0] != 1:
+            raise ValueError(
+                f"timesteps is {timesteps} and x has {x.shape[0]} steps, expected one that is held"
+            )
+        return x, timesteps
+    steps = x.shape[0]
+    base = x._base
+    # An expanded view, as Direct makes it: the gradient goes to the tensor that was expanded, summed
+    # over time in the kernel, instead of to T copies that autograd would sum.
+    if (
+        steps > 1
+        and x.stride(0) == 0
+        and not torch.compiler.is_compiling()
+        and base is not None
+        and base.shape == x.shape[1:]
+        and base.stride() == x.stride()[1:]
+        and base.storage_offset() == x.storage_offset()
+    ):
+        return base.unsqueeze(0), steps
+    return x, steps
+
+
+def decay_of(charge: str, given: dict[str, float | Tensor | None]) -> float | Tensor:
+    """The parameter that ``charge`` takes; the others must not be given."""
+    name = DECAYS[charge]
+    for other, value in given.items():
+        if other != name and value is not None:
+            raise ValueError(f"{other} is given and charge is {charge!r}, expected {name} instead")
+    value = given[name]
+    if value is None:
+        if name == "leak":
+            return 1.0
+        raise ValueError(f"{name} is None, expected a value for charge={charge!r}")
+    return value
+
+
+def _surrogates(
+    surrogate: Surrogate | Sequence[Surrogate], x: Tensor
+) -> tuple[int, tuple[float, float], bool, Tensor | None]:
+    """Kind, numbers and argument of the surrogate, or a table of one for every sample."""
+    wanted = "a snnkern.surrogate.Surrogate such as snnkern.surrogate.Triangle()"
+    if isinstance(surrogate, Surrogate):
+        return KINDS.index(surrogate.kind), surrogate.args, surrogate.normalized, None
+    if not isinstance(surrogate, Sequence) or isinstance(surrogate, str):
+        raise TypeError(
+            f"surrogate is {surrogate!r} of type {type(surrogate).__name__}, expected {wanted}"
+        )
+    if len(surrogate) != x.shape[1]:
+        raise ValueError(
+            f"surrogate has {len(surrogate)} entries, expected {x.shape[1]}, one for every sample"
+        )
+    rows = []
+    for number, one in enumerate(surrogate):
+        if not isinstance(one, Surrogate):
+            raise TypeError(f"surrogate[{number}] is {one!r}, expected {wanted}")
+        if one.kind == "rate":
+            raise ValueError(f"surrogate[{number}] is {one}, expected one of a single step")
+        rows.append([float(KINDS.index(one.kind)), *one.args, float(one.normalized)])
+    return 0, (0.0, 0.0), False, torch.tensor(rows, dtype=torch.float64)
 
 
 def _check_x(x: Tensor) -> None:
@@ -184,12 +366,15 @@ def _check_x(x: Tensor) -> None:
 
 RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "leak": ("in [0, 1]", lambda low, high: low >= 0 and high <= 1),
+    "rate": ("in [0, 1]", lambda low, high: low >= 0 and high <= 1),
+    "synapse_decay": ("in [0, 1]", lambda low, high: low >= 0 and high <= 1),
+    "tau": ("finite and at least 1", lambda low, high: low >= 1 and high < math.inf),
     "threshold": ("finite and above 0", lambda low, high: low > 0 and high < math.inf),
 }
 
 
 def check_parameter(name: str, value: float | Tensor) -> None:
-    """Raises ValueError unless a neuron can have every value of its ``leak`` or ``threshold``."""
+    """Raises ValueError unless a neuron can have every value of its parameter ``name``."""
     expected, fits = RANGES[name]
     if not isinstance(value, Tensor):
         low = high = value
@@ -227,12 +412,23 @@ def _parameter(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     if value.device != x.device:
         raise ValueError(f"{name} is on {value.device}, expected {x.device} like x")
     channels = x.shape[2] if x.dim() > 2 else None
-    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != channels):
-        allowed = "[]" if channels is None else f"[] or [{channels}] (one value per channel of x)"
+    per_channel = value.dim() == 1 and value.shape[0] == channels
+    per_neuron = value.shape == x.shape[2:] and value.dim() > 0
+    if value.dim() > 0 and not per_channel and not per_neuron:
+        allowed = "[]"
+        if channels is not None:
+            allowed += f", [{channels}] (one per channel) or {list(x.shape[2:])} (one per neuron)"
         raise ValueError(f"{name} has shape {list(value.shape)}, expected {allowed}")
     if not torch.compiler.is_compiling():
         check_parameter(name, value)
-    return value.to(dtype).contiguous()
+    value = value.to(dtype)
+    if per_neuron and not per_channel:
+        # One for every neuron of the batch, where the kernel finds it beside the neuron.
+        value = value.expand(x.shape[1:])
+        return torch.empty_strided(
+            value.shape, step_strides(x), dtype=dtype, device=x.device
+        ).copy_(value)
+    return value.contiguous()
 
 
 def _state(name: str, value: float | Tensor | None, x: Tensor) -> Tensor | None:

@@ -18,8 +18,15 @@ from torch import Tensor
 
 from snnkern._layout import empty_step, empty_steps
 
+# Options that the ops take as a number are its place in these.
+CHARGES = ("leak", "euler", "euler_box", "decay_input", "decay")
+LEAK, EULER, EULER_BOX, DECAY_INPUT, DECAY = range(len(CHARGES))
+SYNAPSES = ("none", "charged", "decayed", "jump")
+NO_SYNAPSE, CHARGED, DECAYED, JUMP = range(len(SYNAPSES))
 RESETS = ("hard", "soft", "delayed_soft", "none")
 HARD, SOFT, DELAYED_SOFT, NONE = range(len(RESETS))
+SPIKE_FORMATS = ("input", "uint8", "bits")
+INPUT_DTYPE, UINT8, BITS = range(len(SPIKE_FORMATS))
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -75,6 +82,11 @@ def straight_through(z: Tensor, _: float, __: float) -> Tensor:
     return torch.ones_like(z)
 
 
+def spike_time(steps: Tensor, alpha: float, beta: float) -> Tensor:
+    """``alpha exp(-beta steps)``, of the steps since the last spike instead of z."""
+    return alpha * torch.exp(-(beta * steps))
+
+
 Derivative = Callable[[Tensor, float, float], Tensor]
 
 # "rate" has no derivative of its own: see lif_backward.
@@ -87,17 +99,27 @@ SURROGATES: dict[str, Derivative | None] = {
     "fast_sigmoid": fast_sigmoid,
     "erf": erf,
     "straight_through": straight_through,
+    "spike_time": spike_time,
     "rate": None,
 }
 
 
-class Neuron(NamedTuple):
-    """The parameters of the neurons of one layer, broadcastable to a step, and their reset."""
+KINDS = tuple(SURROGATES)
+SPIKE_TIME = KINDS.index("spike_time")
 
-    leak: Tensor
+
+class Neuron(NamedTuple):
+    """The neurons of one layer; parameters are broadcastable to a step."""
+
+    decay: Tensor
     threshold: Tensor
-    v_reset: float
+    synapse_decay: Tensor | None
+    charging: int
+    v_rest: float
+    gain: float
+    synapse: int
     reset: int
+    v_reset: float
     strict: bool
 
     def fires(self, v: Tensor) -> Tensor:
@@ -105,11 +127,31 @@ class Neuron(NamedTuple):
         return v > self.threshold if self.strict else v >= self.threshold
 
     def charge(self, u: Tensor, x: Tensor) -> Tensor:
-        """The membrane before reset, from the carried state and the input current."""
-        v = self.leak * u + x
+        """The membrane before reset, from the carried state and the current that reaches it."""
+        if self.charging == LEAK:
+            v = self.decay * u + x
+        elif self.charging == EULER:
+            v = u + self.decay * ((self.v_rest - u) + x)
+        elif self.charging == EULER_BOX:
+            v = u + self.decay * ((x + self.v_rest) - u)
+        elif self.charging == DECAY_INPUT:
+            v = u + ((self.v_rest - u) + x) / self.decay
+        else:
+            v = (u - (u - self.v_rest) / self.decay) + x
         if self.reset == DELAYED_SOFT:
             v = v - torch.where(self.fires(u), self.threshold, 0)
         return v
+
+    def charge_derivatives(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dv/du, dv/dx and dv/ddecay of the charge."""
+        decay, one = self.decay, torch.ones_like(self.decay)
+        if self.charging == LEAK:
+            return decay, one, u
+        if self.charging in (EULER, EULER_BOX):
+            return 1 - decay, decay, (x - u) + self.v_rest
+        if self.charging == DECAY_INPUT:
+            return 1 - 1 / decay, 1 / decay, ((u - self.v_rest) - x) / (decay * decay)
+        return 1 - 1 / decay, one, (u - self.v_rest) / (decay * decay)
 
     def carry(self, v: Tensor, s: Tensor) -> Tensor:
         """Reset: the state that the next step starts from."""
@@ -119,139 +161,300 @@ class Neuron(NamedTuple):
             return v - torch.where(s, self.threshold, 0)
         return v
 
+    def conduct(self, c: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Synapse: what reaches the membrane, and the synaptic current that is carried on."""
+        x = self.gain * x if self.gain != 1 else x
+        if self.synapse_decay is None:
+            return x, c
+        if self.synapse == CHARGED:
+            c = self.synapse_decay * c + x
+            return c, c
+        if self.synapse == DECAYED:
+            c = self.synapse_decay * (c + x)
+            return c, c
+        jump = c + x
+        return jump, jump + -self.synapse_decay * jump
 
-def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """A parameter, shaped to broadcast over one step of ``x``."""
+    def conduct_gradient(
+        self, g: Tensor, gc: Tensor, c: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Backward through the synapse: gradients of x, of the current before, of its decay."""
+        decay = self.synapse_decay
+        if decay is None:
+            return self.gain * g if self.gain != 1 else g, gc, 0.0
+        x = self.gain * x
+        if self.synapse == CHARGED:
+            total = g + gc
+            return self.gain * total, decay * total, total * c
+        if self.synapse == DECAYED:
+            total = g + gc
+            return self.gain * (decay * total), decay * total, total * (c + x)
+        back = g + (1 - decay) * gc
+        return self.gain * back, back, -(gc * (c + x))
+
+
+def broadcast(values: Tensor, x: Tensor) -> Tensor:
+    """A parameter (one value, one per channel, or one per neuron), broadcastable to a step of x."""
     if values.numel() == 1:
         return values.reshape(())
-    return values.reshape(-1, *(1,) * (x.dim() - 3))
+    return values.reshape(-1, *(1,) * (x.dim() - 3)) if values.dim() == 1 else values
+
+
+def pack_bits(spikes: Tensor) -> Tensor:
+    """Spikes ``[T, neurons]`` as bits ``[T, ceil(neurons / 8)]`` uint8, first neuron lowest."""
+    padded = torch.nn.functional.pad(spikes.bool().to(torch.uint8), (0, -spikes.shape[1] % 8))
+    bits = padded.unflatten(1, (-1, 8)) << torch.arange(8, dtype=torch.uint8, device=spikes.device)
+    return bits.sum(2, dtype=torch.uint8)
+
+
+def in_memory_order(spikes: Tensor) -> Tensor:
+    """``[T, neurons]``: the neurons of a step in the order in which they lie in memory."""
+    order = sorted(range(1, spikes.dim()), key=lambda d: -spikes.stride(d))
+    return spikes.permute(0, *order).flatten(1)
+
+
+def _neuron(
+    x: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    synapse_decay: Tensor | None,
+    charge: int,
+    v_rest: float,
+    gain: float,
+    synapse: int,
+    reset: int,
+    v_reset: float,
+    strict: bool,
+) -> Neuron:
+    return Neuron(
+        broadcast(decay, x),
+        broadcast(threshold, x),
+        None if synapse_decay is None or synapse == NO_SYNAPSE else broadcast(synapse_decay, x),
+        charge,
+        v_rest,
+        gain,
+        synapse,
+        reset,
+        v_reset,
+        strict,
+    )
+
+
+def _start(init: Tensor | None, x: Tensor) -> Tensor:
+    return torch.zeros_like(x[0], dtype=state_dtype(x.dtype)) if init is None else init
 
 
 def lif_forward(
     x: Tensor,
-    leak: Tensor,
+    timesteps: int,
+    decay: Tensor,
     threshold: Tensor,
+    synapse_decay: Tensor | None,
     v_init: Tensor | None,
-    v_reset: float,
+    current_init: Tensor | None,
+    charge: int,
+    v_rest: float,
+    gain: float,
+    synapse: int,
     reset: int,
+    v_reset: float,
     strict: bool,
+    delayed_spike: bool,
+    spike_format: int,
     return_state: bool,
-) -> tuple[Tensor, Tensor]:
-    """Charge, fire and reset over all time steps: ``(spikes, final state)``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Conduct, charge, fire and reset over all time steps: ``(spikes, state, synaptic current)``.
 
-    The final state is empty unless ``return_state``.
+    ``x`` has ``timesteps`` steps, or one that is held. The final state and current are empty unless
+    ``return_state``, the current also where there is no synapse. A delayed spike leaves one step
+    after the membrane reached the threshold.
     """
     dtype = state_dtype(x.dtype)
-    neuron = Neuron(per_channel(leak, x), per_channel(threshold, x), v_reset, reset, strict)
-    u = torch.zeros_like(x[0], dtype=dtype) if v_init is None else v_init
-    spikes = empty_steps(x, x.dtype)
-    for x_t, out in zip(x.unbind(0), spikes.unbind(0), strict=True):
-        v = neuron.charge(u, x_t.to(dtype))
-        s = neuron.fires(v)
-        u = neuron.carry(v, s)
-        out.copy_(s)
-    return spikes, empty_step(x, dtype).copy_(u) if return_state else x.new_empty(0, dtype=dtype)
+    neuron = _neuron(
+        x, decay, threshold, synapse_decay, charge, v_rest, gain, synapse, reset, v_reset, strict
+    )
+    u, c = _start(v_init, x), _start(current_init, x)
+    spikes = empty_steps(x, x.dtype, timesteps)
+    fired = neuron.fires(u)
+    for x_t, out in zip(x.expand(timesteps, *x.shape[1:]).unbind(0), spikes.unbind(0), strict=True):
+        if delayed_spike:
+            out.copy_(fired)
+        current, c = neuron.conduct(c, x_t.to(dtype))
+        v = neuron.charge(u, current)
+        fired = neuron.fires(v)
+        u = neuron.carry(v, fired)
+        if not delayed_spike:
+            out.copy_(fired)
+    if spike_format == UINT8:
+        spikes = empty_steps(x, torch.uint8, timesteps).copy_(spikes)
+    elif spike_format == BITS:
+        spikes = pack_bits(in_memory_order(spikes))
+    none = x.new_empty(0, dtype=dtype)
+    with_current = return_state and synapse != NO_SYNAPSE
+    return (
+        spikes,
+        empty_step(x, dtype).copy_(u) if return_state else none,
+        empty_step(x, dtype).copy_(c) if with_current else none.clone(),
+    )
 
 
 def lif_backward(
     grad_spikes: Tensor,
     grad_state: Tensor | None,
+    grad_current: Tensor | None,
     x: Tensor,
-    leak: Tensor,
+    timesteps: int,
+    decay: Tensor,
     threshold: Tensor,
+    synapse_decay: Tensor | None,
     v_init: Tensor | None,
-    v_reset: float,
+    current_init: Tensor | None,
+    charge: int,
+    v_rest: float,
+    gain: float,
+    synapse: int,
     reset: int,
+    v_reset: float,
     strict: bool,
+    delayed_spike: bool,
     detach_reset: bool,
     surrogate: int,
     surrogate_args: list[float],
     normalized: bool,
+    surrogate_table: Tensor | None,
     parameter_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Backpropagation through time: gradients of ``(x, leak, threshold, v_init)``.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Backpropagation through time.
 
-    The membrane is recomputed from ``x``. Gradients of the parameters are empty unless
-    ``parameter_gradients``, that of ``v_init`` where there is none.
+    Gradients of ``x`` (summed over time where it is held), ``decay``, ``threshold``,
+    ``synapse_decay``, ``v_init`` and ``current_init``. The membrane is recomputed from ``x``.
+    Gradients of parameters are empty unless ``parameter_gradients``, those of what is not there are
+    empty too. ``surrogate_table`` gives every sample a surrogate of its own: rows of
+    ``(kind, arg, arg, normalized)``.
 
     With the surrogate ``"rate"`` (BPTR, Ding et al. 2022) the gradient of a spike passes to the
     current of its own step where the neuron fired at least once; nothing else gets any.
     """
     dtype = state_dtype(x.dtype)
-    neuron = Neuron(per_channel(leak, x), per_channel(threshold, x), v_reset, reset, strict)
-    start = torch.zeros_like(x[0], dtype=dtype) if v_init is None else v_init
-    membranes, states = [], [start]
-    for x_t in x.unbind(0):
-        v = neuron.charge(states[-1], x_t.to(dtype))
+    neuron = _neuron(
+        x, decay, threshold, synapse_decay, charge, v_rest, gain, synapse, reset, v_reset, strict
+    )
+    start = _start(v_init, x)
+    states, synapses = [start], [_start(current_init, x)]
+    membranes, currents, inputs = [], [], []
+    for x_t in x.expand(timesteps, *x.shape[1:]).unbind(0):
+        inputs.append(x_t.to(dtype))
+        current, c = neuron.conduct(synapses[-1], inputs[-1])
+        v = neuron.charge(states[-1], current)
+        currents.append(current)
+        synapses.append(c)
         membranes.append(v)
         states.append(neuron.carry(v, neuron.fires(v)))
 
-    grad_x = empty_steps(x, x.dtype)
-    none = x.new_empty(0, dtype=dtype)
-    derivative = tuple(SURROGATES.values())[surrogate]
-    if derivative is None:
-        fired = torch.stack([neuron.fires(v) for v in membranes]).any(0)
-        grad_x.copy_(torch.where(fired, grad_spikes, 0))
+    grad_x = empty_steps(x, x.dtype, x.shape[0])
+    empty = x.new_empty(0, dtype=dtype)
+    held = x.shape[0] != timesteps
+
+    def gradients(
+        steps: list[Tensor], parameters: dict[str, Tensor], of_state: Tensor, of_current: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        if held:
+            grad_x[0].copy_(torch.stack(steps).flip(0).sum(0))
+        else:
+            for out, step in zip(grad_x.unbind(0), steps, strict=True):
+                out.copy_(step)
+        owners = {"decay": decay, "threshold": threshold, "synapse_decay": synapse_decay}
+        of_parameters = [
+            empty.clone()
+            if owner is None or not parameter_gradients or (name == "synapse_decay" and not synapse)
+            else _sum_to(owner, parameters[name])
+            for name, owner in owners.items()
+        ]
         return (
             grad_x,
-            torch.zeros_like(leak) if parameter_gradients else none,
-            torch.zeros_like(threshold) if parameter_gradients else none,
-            none if v_init is None else empty_step(x, dtype).zero_(),
+            *of_parameters,
+            empty.clone() if v_init is None else empty_step(x, dtype).copy_(of_state),
+            empty.clone() if current_init is None else empty_step(x, dtype).copy_(of_current),
         )
 
-    scale = 1 / neuron.threshold if normalized else torch.ones_like(neuron.threshold)
-    shift = torch.ones_like(neuron.threshold) if normalized else neuron.threshold
-    g_leak = torch.zeros_like(start)
-    g_threshold = torch.zeros_like(start)
+    # What each step's spikes get: of a delayed spike, the gradient of the step after.
+    zero = torch.zeros_like(start)
+    given = [gs.to(dtype) for gs in grad_spikes.unbind(0)]
+    at_start = given[0] if delayed_spike else zero
+    grads = [*given[1:], zero] if delayed_spike else given
+    sums = {"decay": zero, "threshold": zero, "synapse_decay": zero}
+    if surrogate_table is None and SURROGATES[KINDS[surrogate]] is None:
+        seen = [start, *membranes[:-1]] if delayed_spike else membranes
+        fired = torch.stack([neuron.fires(v) for v in seen]).any(0)
+        return gradients([torch.where(fired, gs, 0) for gs in given], sums, zero, zero)
 
-    def step(v: Tensor, gs: Tensor, g_next: Tensor, g_state: Tensor | float) -> Tensor:
-        """From dL/dv of the next step to dL/dv of this one."""
-        nonlocal g_leak, g_threshold
+    if surrogate_table is None:
+        choices = [(surrogate, *surrogate_args, float(normalized))]
+    else:
+        choices = surrogate_table.tolist()
+    is_normalized = torch.tensor([choice[3] for choice in choices], dtype=dtype, device=x.device)
+    is_normalized = is_normalized.reshape(-1, *(1,) * (x.dim() - 2))
+    inverse = 1 / neuron.threshold
+    scale = torch.where(is_normalized != 0, inverse, 1)
+    shift = torch.where(is_normalized != 0, 1, neuron.threshold)
+    looks_at_start = reset == DELAYED_SOFT
+    since = torch.full_like(start, math.inf)
+    derivatives = []
+    for number, v in enumerate([start, *membranes]):
+        z = v * scale - shift
+        since = since + 1
+        parts = []
+        for sample, (kind, first, second, _) in enumerate(choices):
+            argument = since if int(kind) == SPIKE_TIME else z
+            part = argument if surrogate_table is None else argument[sample : sample + 1]
+            derivative = SURROGATES[KINDS[int(kind)]]
+            assert derivative is not None
+            parts.append(derivative(part, first, second))
+        derivatives.append(torch.cat(parts) * scale)
+        if number > 0 or looks_at_start:
+            since = torch.where(neuron.fires(v), 0, since)
+        else:
+            since = torch.full_like(start, math.inf)
+
+    def spike_step(v: Tensor, ds_dv: Tensor, gs: Tensor, gu: Tensor, g_next: Tensor) -> Tensor:
+        """From dL/du of a step to its dL/dv; the threshold's share is added up."""
         s = neuron.fires(v)
-        gu = neuron.leak * g_next + g_state
         g_spike, g_membrane = gs, gu
         if reset == HARD:
             g_spike = gs if detach_reset else gs + gu * (v_reset - v)
             g_membrane = torch.where(s, 0, gu)
         elif reset == SOFT:
-            g_spike = gs if detach_reset else gs - neuron.threshold * gu
-            g_threshold = g_threshold - torch.where(s, gu, 0)
+            g_spike = gs if detach_reset else gs - gu * neuron.threshold
+            sums["threshold"] = sums["threshold"] - torch.where(s, gu, 0)
         elif reset == DELAYED_SOFT:
-            g_spike = gs if detach_reset else gs - neuron.threshold * g_next
-            g_threshold = g_threshold - torch.where(s, g_next, 0)
-        ds_dv = derivative(v * scale - shift, surrogate_args[0], surrogate_args[1]) * scale
+            g_spike = gs if detach_reset else gs - g_next * neuron.threshold
+            sums["threshold"] = sums["threshold"] - torch.where(s, g_next, 0)
         through_spike = g_spike * ds_dv
-        g_leak = g_leak + g_next * neuron.carry(v, s)
-        g_threshold = g_threshold - through_spike * (v * scale if normalized else 1)
+        minus_dthreshold = torch.where(is_normalized != 0, v * inverse, 1)
+        sums["threshold"] = sums["threshold"] - through_spike * minus_dthreshold
         return g_membrane + through_spike
 
-    g = torch.zeros_like(start)
-    g_state: Tensor | float = 0.0 if grad_state is None else grad_state
-    for v, gs, out in zip(
-        reversed(membranes),
-        reversed(grad_spikes.unbind(0)),
-        reversed(grad_x.unbind(0)),
-        strict=True,
-    ):
-        g = step(v, gs.to(dtype), g, g_state)
-        g_state = 0.0
-        out.copy_(g)
-    if reset == DELAYED_SOFT:  # the state before the first step is looked at by the first reset
-        g_start = step(start, torch.zeros_like(start), g, 0.0)
-    else:
-        g_leak = g_leak + g * start
-        g_start = neuron.leak * g
-
-    return (
-        grad_x,
-        _sum_to(leak, g_leak) if parameter_gradients else none,
-        _sum_to(threshold, g_threshold) if parameter_gradients else none,
-        none if v_init is None else empty_step(x, dtype).copy_(g_start),
-    )
+    gu = zero if grad_state is None else grad_state
+    gc = zero if grad_current is None else grad_current
+    g_next = zero
+    steps: list[Tensor] = []
+    for t in reversed(range(timesteps)):
+        g = spike_step(membranes[t], derivatives[t + 1], grads[t], gu, g_next)
+        du, dx, ddecay = neuron.charge_derivatives(states[t], currents[t])
+        sums["decay"] = sums["decay"] + g * ddecay
+        step, gc, synapse_share = neuron.conduct_gradient(dx * g, gc, synapses[t], inputs[t])
+        sums["synapse_decay"] = sums["synapse_decay"] + synapse_share
+        steps.append(step)
+        gu, g_next = du * g, g
+    if looks_at_start:
+        gu = spike_step(start, derivatives[0], at_start, gu, g_next)
+    return gradients(steps[::-1], sums, gu, gc)
 
 
 def _sum_to(parameter: Tensor, neuron_grad: Tensor) -> Tensor:
     """Sums gradients per neuron to those of a parameter, in float64."""
     dims = [d for d in range(neuron_grad.dim()) if parameter.numel() == 1 or d != 1]
-    total = neuron_grad.sum(dims, dtype=torch.float64)
-    return total.to(parameter.dtype).reshape(parameter.shape)
+    if parameter.dim() == neuron_grad.dim() and parameter.numel() > 1:
+        dims = []
+    total = neuron_grad.double().sum(dims) if dims else neuron_grad
+    return torch.empty_like(parameter).copy_(total.reshape(parameter.shape))

@@ -164,6 +164,30 @@ class StraightThrough(Surrogate):
 
 
 @dataclass(frozen=True)
+class SpikeTime(Surrogate):
+    """``alpha exp(-beta n)``, n the steps since the neuron last fired: spike-time dependent (STDB).
+
+    Rathi et al. 2020; Sharmin et al. 2020. It does not depend on the membrane. Before its first
+    spike a neuron gets no gradient. The authors' code evaluates ``alpha (exp(-n))^beta``, which
+    float32 rounds to 0 from n = 104 on, where the formula still gives 0.106 for the defaults; here
+    it is the formula.
+    """
+
+    kind: ClassVar[str] = "spike_time"
+    alpha: float = 0.3
+    beta: float = 0.01
+
+    @property
+    def args(self) -> tuple[float, float]:
+        """Alpha and beta."""
+        return self.alpha, self.beta
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """ds/dz, with the steps since the last spike in place of z."""
+        return super().derivative(z)
+
+
+@dataclass(frozen=True)
 class Rate(Surrogate):
     """Backpropagation through the rate (BPTR) instead of through time.
 

@@ -1,8 +1,8 @@
 // The leaky integrate-and-fire layer over all its time steps, forward and backward, on raw memory.
 //
 // Tensors are [timesteps, neurons], the neurons of one step contiguous. The work is cut into tiles
-// of neighbouring neurons that depend on the shape alone: any split of the tiles among
-// threads gives the same result.
+// of neighbouring neurons that depend on the shape alone: any split of the tiles among threads
+// gives the same result.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace snnkern::cpu {
 
 struct LifShape {
-  Dtype dtype;  // of x, spikes and their gradients
+  Dtype dtype;  // of x and of gradients; of the spikes unless another format is asked for
   std::int64_t timesteps;
   std::int64_t neurons;
   std::int64_t x_step;  // elements from one step of x to the next; 0 where the current is constant
@@ -24,34 +24,55 @@ struct Tiling {
   std::int64_t neurons;
   std::int64_t size;
 
-  static Tiling of(const LifShape& shape);
+  // `kept`: numbers that the kernel remembers per neuron and step. `largest`: a tile's length.
+  static Tiling of(const LifShape& shape, std::int64_t kept, std::int64_t largest);
   std::int64_t count() const { return (neurons + size - 1) / size; }
 };
 
 // F: type of the state, float or double.
 template <class F>
 struct LifDynamics {
+  Charge charge;
   Reset reset;
-  bool strict;  // fires at v > threshold instead of v >= threshold
+  Synapse synapse;
+  bool strict;         // fires at v > threshold instead of v >= threshold
+  bool delayed_spike;  // a spike leaves one step after the membrane reached the threshold
+  F v_rest;
   F v_reset;
-  Parameter<F> leak;
+  F gain;              // of the input current
+  Parameter<F> decay;  // leak, rate or time constant, as the charge has it
   Parameter<F> threshold;
+  Parameter<F> synapse_decay;
 };
 
 template <class F>
 struct LifForward {
   LifShape shape;
   LifDynamics<F> dynamics;
-  const void* x;    // [timesteps, neurons]
-  const F* v_init;  // [neurons], or null: rest
-  void* spikes;     // [timesteps, neurons]
-  F* state;         // [neurons], or null: not wanted
+  const void* x;             // [timesteps, neurons]
+  const F* v_init;           // [neurons], or null: rest
+  const F* current_init;     // [neurons], or null: none
+  Dtype spike_dtype;         // that of x, bytes or bits
+  std::int64_t spikes_step;  // elements from one step of spikes to the next
+  void* spikes;              // [timesteps, neurons]
+  F* state;                  // [neurons], or null: not wanted
+  F* current;                // [neurons], or null: not wanted
 };
+
+template <class F>
+Tiling tiling_of(const LifForward<F>& p);
 
 // Tiles [first, last).
 template <class F>
 void lif_forward(const LifForward<F>& p, const Tiling& tiling, std::int64_t first,
                  std::int64_t last);
+
+// One surrogate, and whom it serves.
+struct SurrogateChoice {
+  Surrogate kind;
+  double args[2];
+  bool normalized;
+};
 
 template <class F>
 struct LifBackward {
@@ -59,26 +80,35 @@ struct LifBackward {
   LifDynamics<F> dynamics;
   const void* x;            // [timesteps, neurons]
   const F* v_init;          // [neurons], or null: rest
+  const F* current_init;    // [neurons], or null: none
   const void* grad_spikes;  // [timesteps, neurons]
   std::int64_t grad_step;   // elements from one step of grad_spikes to the next; 0 where constant
   const F* grad_state;      // [neurons], or null: the final state was not used
+  const F* grad_current;    // [neurons], or null: the final current was not used
   bool detach_reset;
-  Surrogate surrogate;
-  const double* surrogate_args;
-  bool normalized;
+  // One for all neurons, or one per sample: neuron p has number (p / sample_stride) % samples.
+  const SurrogateChoice* surrogates;
+  std::int64_t samples;
+  std::int64_t sample_stride;
+  bool sum_over_time;        // grad_x is [1, neurons], summed over the steps
   void* grad_x;              // [timesteps, neurons]
   F* grad_v_init;            // [neurons], or null: not wanted
-  F* neuron_grad_leak;       // [neurons], or null: not wanted. Sums over time, per neuron;
+  F* grad_current_init;      // [neurons], or null: not wanted
+  F* neuron_grad_decay;      // [neurons], or null: not wanted. Sums over time, per neuron;
   F* neuron_grad_threshold;  // reduce_to_parameter makes the parameter's gradient of them
+  F* neuron_grad_synapse;
 };
+
+template <class F>
+Tiling tiling_of(const LifBackward<F>& p);
 
 // Tiles [first, last).
 template <class F>
 void lif_backward(const LifBackward<F>& p, const Tiling& tiling, std::int64_t first,
                   std::int64_t last);
 
-// Sums the gradients of the neurons that share a parameter value, for values [first, last), always
-// in the same order. `neuron_grad` is [neurons], `grad` is [parameter.count].
+// Sums the gradients of the neurons that share a parameter value, always in the same order.
+// `neuron_grad` is [neurons], `grad` is [count]; neuron p has value (p / repeat) % count.
 template <class F>
 void reduce_to_parameter(const F* neuron_grad, std::int64_t neurons, std::int64_t count,
                          std::int64_t repeat, F* grad);

@@ -25,25 +25,47 @@ void parallel_tiles(const Tiling& tiling, int64_t timesteps, const Run& run) {
 template <class F>
 Parameter<F> parameter_of(const Tensor& values, const StepLayout& layout, const Tensor& x) {
   const int64_t count = values.numel();
-  STD_TORCH_CHECK(values.scalar_type() == state_type_of(x) && values.is_contiguous() &&
-                      (count == 1 || (x.dim() > 2 && count == x.size(2))),
-                  "snnkern: a parameter needs the dtype of the state and one value, or one per "
-                  "channel, contiguous");
-  return {static_cast<const F*>(values.const_data_ptr()), count,
-          count == 1 ? layout.numel() : layout.channel_stride()};
+  const void* const data = values.const_data_ptr();
+  STD_TORCH_CHECK(values.scalar_type() == state_type_of(x),
+                  "snnkern: a parameter needs the dtype of the state");
+  if (count == 1) return {static_cast<const F*>(data), 1, layout.numel()};
+  if (values.dim() == 1 && x.dim() > 2 && count == x.size(2) && values.is_contiguous()) {
+    return {static_cast<const F*>(data), count, layout.channel_stride()};
+  }
+  STD_TORCH_CHECK(values.dim() == x.dim() - 1 && count == layout.numel() && layout.holds(values, 0),
+                  "snnkern: a parameter needs one value, one per channel, or one per neuron in the "
+                  "layout of the steps of x");
+  return {static_cast<const F*>(data), count, 1};
 }
 
 template <class F>
-LifDynamics<F> dynamics_of(const Tensor& x, const StepLayout& layout, const Tensor& leak,
-                           const Tensor& threshold, double v_reset, int64_t reset, bool strict) {
-  STD_TORCH_CHECK(reset >= 0 && reset <= static_cast<int64_t>(Reset::kNone),
-                  "snnkern: unknown reset ", reset);
-  return {static_cast<Reset>(reset), strict, static_cast<F>(v_reset),
-          parameter_of<F>(leak, layout, x), parameter_of<F>(threshold, layout, x)};
+LifDynamics<F> dynamics_of(const Tensor& x, const StepLayout& layout, const Tensor& decay,
+                           const Tensor& threshold, const std::optional<Tensor>& synapse_decay,
+                           int64_t charge, double v_rest, double gain, int64_t synapse,
+                           int64_t reset, double v_reset, bool strict, bool delayed_spike) {
+  STD_TORCH_CHECK(charge >= 0 && charge <= static_cast<int64_t>(Charge::kDecay) && reset >= 0 &&
+                      reset <= static_cast<int64_t>(Reset::kNone) && synapse >= 0 &&
+                      synapse <= static_cast<int64_t>(Synapse::kJump) &&
+                      (synapse == 0 || synapse_decay.has_value()),
+                  "snnkern: unknown charge ", charge, ", reset ", reset, " or synapse ", synapse);
+  return {static_cast<Charge>(charge),
+          static_cast<Reset>(reset),
+          static_cast<Synapse>(synapse),
+          strict,
+          delayed_spike,
+          static_cast<F>(v_rest),
+          static_cast<F>(v_reset),
+          static_cast<F>(gain),
+          parameter_of<F>(decay, layout, x),
+          parameter_of<F>(threshold, layout, x),
+          synapse_decay ? parameter_of<F>(*synapse_decay, layout, x) : Parameter<F>{nullptr, 1, 1}};
 }
 
-LifShape shape_of(const Tensor& x, const Tensor& steps, const StepLayout& layout) {
-  return {dtype_of(x), x.size(0), layout.numel(), time_stride(steps)};
+LifShape shape_of(const Tensor& x, const Tensor& steps, const StepLayout& layout,
+                  int64_t timesteps) {
+  STD_TORCH_CHECK(timesteps >= 1 && (x.size(0) == timesteps || x.size(0) == 1), "snnkern: x has ",
+                  x.size(0), " steps, expected ", timesteps, " or 1");
+  return {dtype_of(x), timesteps, layout.numel(), time_stride(steps)};
 }
 
 std::optional<Tensor> state_in(const std::optional<Tensor>& state, const Tensor& x,
@@ -64,92 +86,162 @@ Tensor nothing(ScalarType dtype, const Tensor& like) {
   return empty_strided({0}, {1}, dtype, like);
 }
 
-std::tuple<Tensor, Tensor> lif_forward_op(const Tensor& x, const Tensor& leak,
-                                          const Tensor& threshold,
-                                          const std::optional<Tensor>& v_init, double v_reset,
-                                          int64_t reset, bool strict, bool return_state) {
+// Formats of spikes, in the order of snnkern.reference.SPIKE_FORMATS.
+enum class SpikeFormat : int64_t { kInput = 0, kUint8 = 1, kBits = 2 };
+
+std::tuple<Tensor, Tensor, Tensor> lif_forward_op(
+    const Tensor& x, int64_t timesteps, const Tensor& decay, const Tensor& threshold,
+    const std::optional<Tensor>& synapse_decay, const std::optional<Tensor>& v_init,
+    const std::optional<Tensor>& current_init, int64_t charge, double v_rest, double gain,
+    int64_t synapse, int64_t reset, double v_reset, bool strict, bool delayed_spike,
+    int64_t spike_format, bool return_state) {
   const StepLayout layout(x);
   const Tensor steps = layout.steps(x);
   const std::optional<Tensor> init = state_in(v_init, x, layout);
-  Tensor spikes = layout.empty_steps(x.size(0), x.scalar_type(), x);
-  Tensor state =
-      return_state ? layout.empty_step(state_type_of(x), x) : nothing(state_type_of(x), x);
+  const std::optional<Tensor> current = state_in(current_init, x, layout);
+  const ScalarType state_type = state_type_of(x);
+  const auto format = static_cast<SpikeFormat>(spike_format);
+  const int64_t bytes = (layout.numel() + 7) / 8;
+  Tensor spikes =
+      format == SpikeFormat::kBits
+          ? empty_strided({timesteps, bytes}, {bytes, 1}, ScalarType::Byte, x)
+          : layout.empty_steps(
+                timesteps, format == SpikeFormat::kUint8 ? ScalarType::Byte : x.scalar_type(), x);
+  Tensor state = return_state ? layout.empty_step(state_type, x) : nothing(state_type, x);
+  const bool return_current = return_state && synapse != 0;
+  Tensor final_current = return_current ? layout.empty_step(state_type, x) : nothing(state_type, x);
   with_state_type(dtype_of(x), [&]<class F>(F) {
     const LifForward<F> p{
-        shape_of(x, steps, layout),
-        dynamics_of<F>(x, layout, leak, threshold, v_reset, reset, strict),
+        shape_of(x, steps, layout, timesteps),
+        dynamics_of<F>(x, layout, decay, threshold, synapse_decay, charge, v_rest, gain, synapse,
+                       reset, v_reset, strict, delayed_spike),
         steps.const_data_ptr(),
         data_or_null<F>(init),
+        data_or_null<F>(current),
+        format == SpikeFormat::kBits    ? Dtype::kBit
+        : format == SpikeFormat::kUint8 ? Dtype::kUint8
+                                        : dtype_of(x),
+        format == SpikeFormat::kBits ? 8 * bytes : layout.numel(),
         spikes.mutable_data_ptr(),
         return_state ? static_cast<F*>(state.mutable_data_ptr()) : nullptr,
+        return_current ? static_cast<F*>(final_current.mutable_data_ptr()) : nullptr,
     };
-    const Tiling tiling = Tiling::of(p.shape);
-    parallel_tiles(tiling, p.shape.timesteps,
+    const Tiling tiling = tiling_of(p);
+    parallel_tiles(tiling, timesteps,
                    [&](int64_t first, int64_t last) { lif_forward(p, tiling, first, last); });
   });
-  return {spikes, state};
+  return {spikes, state, final_current};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> lif_backward_op(
-    const Tensor& grad_spikes, const std::optional<Tensor>& grad_state, const Tensor& x,
-    const Tensor& leak, const Tensor& threshold, const std::optional<Tensor>& v_init,
-    double v_reset, int64_t reset, bool strict, bool detach_reset, int64_t surrogate,
-    const std::vector<double>& surrogate_args, bool normalized, bool parameter_gradients) {
-  STD_TORCH_CHECK(surrogate >= 0 && surrogate <= static_cast<int64_t>(Surrogate::kRate) &&
-                      surrogate_args.size() == 2,
-                  "snnkern: unknown surrogate ", surrogate);
-  STD_TORCH_CHECK(grad_spikes.scalar_type() == x.scalar_type() && grad_spikes.numel() == x.numel(),
-                  "snnkern: grad_spikes needs the dtype and shape of x");
+// One surrogate for all samples, or one each: rows of (kind, arg, arg, normalized).
+std::vector<SurrogateChoice> surrogates_of(int64_t kind, const std::vector<double>& args,
+                                           bool normalized, const std::optional<Tensor>& table) {
+  std::vector<SurrogateChoice> choices;
+  if (!table) {
+    STD_TORCH_CHECK(args.size() == 2, "snnkern: a surrogate takes two numbers, given ",
+                    args.size());
+    choices.push_back({static_cast<Surrogate>(kind), {args[0], args[1]}, normalized});
+  } else {
+    STD_TORCH_CHECK(table->scalar_type() == ScalarType::Double && table->is_contiguous() &&
+                        table->dim() == 2 && table->size(1) == 4 && table->is_cpu(),
+                    "snnkern: surrogates are a contiguous float64 tensor [N, 4] on the CPU");
+    const auto* row = static_cast<const double*>(table->const_data_ptr());
+    for (int64_t i = 0; i < table->size(0); ++i, row += 4) {
+      choices.push_back(
+          {static_cast<Surrogate>(static_cast<int>(row[0])), {row[1], row[2]}, row[3] != 0});
+    }
+  }
+  for (const auto& choice : choices) {
+    const bool known = static_cast<int>(choice.kind) >= 0 && choice.kind <= Surrogate::kRate;
+    STD_TORCH_CHECK(known && (!table || choice.kind != Surrogate::kRate), "snnkern: surrogate ",
+                    static_cast<int>(choice.kind), " is unknown, or not one for single samples");
+  }
+  return choices;
+}
+
+using BackwardGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+BackwardGradients lif_backward_op(
+    const Tensor& grad_spikes, const std::optional<Tensor>& grad_state,
+    const std::optional<Tensor>& grad_current, const Tensor& x, int64_t timesteps,
+    const Tensor& decay, const Tensor& threshold, const std::optional<Tensor>& synapse_decay,
+    const std::optional<Tensor>& v_init, const std::optional<Tensor>& current_init, int64_t charge,
+    double v_rest, double gain, int64_t synapse, int64_t reset, double v_reset, bool strict,
+    bool delayed_spike, bool detach_reset, int64_t surrogate,
+    const std::vector<double>& surrogate_args, bool normalized,
+    const std::optional<Tensor>& surrogate_table, bool parameter_gradients) {
   const StepLayout layout(x);
+  const auto choices = surrogates_of(surrogate, surrogate_args, normalized, surrogate_table);
+  const auto samples = static_cast<int64_t>(choices.size());
+  STD_TORCH_CHECK(samples == 1 || samples == x.size(1), "snnkern: ", samples,
+                  " surrogates for a batch of ", x.size(1));
+  STD_TORCH_CHECK(grad_spikes.scalar_type() == x.scalar_type() &&
+                      grad_spikes.numel() == timesteps * layout.numel(),
+                  "snnkern: grad_spikes needs the dtype of x and the shape of the spikes");
   const Tensor steps = layout.steps(x);
   const Tensor grads = layout.steps(grad_spikes);
   const std::optional<Tensor> init = state_in(v_init, x, layout);
+  const std::optional<Tensor> current = state_in(current_init, x, layout);
   const std::optional<Tensor> grad_final = state_in(grad_state, x, layout);
+  const std::optional<Tensor> grad_final_current = state_in(grad_current, x, layout);
   const ScalarType state_type = state_type_of(x);
+  const auto like = [&](const Tensor& t, bool wanted) {
+    return wanted ? torch::stable::empty_like(t) : nothing(state_type, x);
+  };
+  const auto per_neuron = [&](bool wanted) {
+    return wanted ? layout.empty_step(state_type, x) : nothing(state_type, x);
+  };
+  const bool synapse_gradient = parameter_gradients && synapse != 0;
   Tensor grad_x = layout.empty_steps(x.size(0), x.scalar_type(), x);
-  Tensor grad_v_init = init ? layout.empty_step(state_type, x) : nothing(state_type, x);
-  Tensor grad_leak = parameter_gradients ? torch::stable::empty_like(leak) : nothing(state_type, x);
-  Tensor grad_threshold =
-      parameter_gradients ? torch::stable::empty_like(threshold) : nothing(state_type, x);
-  Tensor neuron_leak = nothing(state_type, x);
-  Tensor neuron_threshold = nothing(state_type, x);
-  if (parameter_gradients) {
-    neuron_leak = layout.empty_step(state_type, x);
-    neuron_threshold = layout.empty_step(state_type, x);
-  }
+  Tensor grad_v_init = per_neuron(init.has_value());
+  Tensor grad_current_init = per_neuron(current.has_value());
+  Tensor grad_decay = like(decay, parameter_gradients);
+  Tensor grad_threshold = like(threshold, parameter_gradients);
+  Tensor grad_synapse =
+      synapse_gradient ? torch::stable::empty_like(*synapse_decay) : nothing(state_type, x);
+  Tensor neuron_decay = per_neuron(parameter_gradients);
+  Tensor neuron_threshold = per_neuron(parameter_gradients);
+  Tensor neuron_synapse = per_neuron(synapse_gradient);
   with_state_type(dtype_of(x), [&]<class F>(F) {
     const auto mutable_or_null = [](const Tensor& t, bool wanted) {
       return wanted ? static_cast<F*>(t.mutable_data_ptr()) : nullptr;
     };
     const LifBackward<F> p{
-        shape_of(x, steps, layout),
-        dynamics_of<F>(x, layout, leak, threshold, v_reset, reset, strict),
+        shape_of(x, steps, layout, timesteps),
+        dynamics_of<F>(x, layout, decay, threshold, synapse_decay, charge, v_rest, gain, synapse,
+                       reset, v_reset, strict, delayed_spike),
         steps.const_data_ptr(),
         data_or_null<F>(init),
+        data_or_null<F>(current),
         grads.const_data_ptr(),
         time_stride(grads),
         data_or_null<F>(grad_final),
+        data_or_null<F>(grad_final_current),
         detach_reset,
-        static_cast<Surrogate>(surrogate),
-        surrogate_args.data(),
-        normalized,
+        choices.data(),
+        samples,
+        layout.sample_stride(),
+        x.size(0) != timesteps,
         grad_x.mutable_data_ptr(),
         mutable_or_null(grad_v_init, init.has_value()),
-        mutable_or_null(neuron_leak, parameter_gradients),
+        mutable_or_null(grad_current_init, current.has_value()),
+        mutable_or_null(neuron_decay, parameter_gradients),
         mutable_or_null(neuron_threshold, parameter_gradients),
+        mutable_or_null(neuron_synapse, synapse_gradient),
     };
-    const Tiling tiling = Tiling::of(p.shape);
-    parallel_tiles(tiling, p.shape.timesteps,
+    const Tiling tiling = tiling_of(p);
+    parallel_tiles(tiling, timesteps,
                    [&](int64_t first, int64_t last) { lif_backward(p, tiling, first, last); });
-    if (parameter_gradients) {
-      const auto& [leaks, thresholds] = std::tie(p.dynamics.leak, p.dynamics.threshold);
-      reduce_to_parameter(p.neuron_grad_leak, p.shape.neurons, leaks.count, leaks.repeat,
-                          static_cast<F*>(grad_leak.mutable_data_ptr()));
-      reduce_to_parameter(p.neuron_grad_threshold, p.shape.neurons, thresholds.count,
-                          thresholds.repeat, static_cast<F*>(grad_threshold.mutable_data_ptr()));
-    }
+    const auto reduce = [&](const F* neuron_grad, const Parameter<F>& parameter, Tensor& grad) {
+      if (!neuron_grad) return;
+      reduce_to_parameter(neuron_grad, p.shape.neurons, parameter.count, parameter.repeat,
+                          static_cast<F*>(grad.mutable_data_ptr()));
+    };
+    reduce(p.neuron_grad_decay, p.dynamics.decay, grad_decay);
+    reduce(p.neuron_grad_threshold, p.dynamics.threshold, grad_threshold);
+    reduce(p.neuron_grad_synapse, p.dynamics.synapse_decay, grad_synapse);
   });
-  return {grad_x, grad_leak, grad_threshold, grad_v_init};
+  return {grad_x, grad_decay, grad_threshold, grad_synapse, grad_v_init, grad_current_init};
 }
 
 }  // namespace

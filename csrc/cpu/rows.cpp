@@ -24,4 +24,51 @@ SNN_CLONES void float_row_to_bfloat16(std::int64_t n, const float* __restrict in
   for (std::int64_t i = 0; i < n; ++i) out[i] = to_bfloat16(in[i]);
 }
 
+template <class F>
+SNN_CLONES void row_to_bytes(std::int64_t n, const F* __restrict in, std::uint8_t* __restrict out) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = in[i] != F(0);
+}
+
+template <class F>
+SNN_CLONES void row_to_bits(std::int64_t n, const F* __restrict in, std::uint8_t* __restrict out) {
+  const std::int64_t whole = n / 8;
+  for (std::int64_t byte = 0; byte < whole; ++byte) {
+    unsigned bits = 0;
+    for (std::int64_t k = 0; k < 8; ++k) bits |= unsigned(in[byte * 8 + k] != F(0)) << k;
+    out[byte] = static_cast<std::uint8_t>(bits);
+  }
+  if (n % 8) {
+    unsigned bits = 0;
+    for (std::int64_t i = whole * 8; i < n; ++i) bits |= unsigned(in[i] != F(0)) << (i % 8);
+    out[whole] = static_cast<std::uint8_t>(bits);
+  }
+}
+
+template <class F>
+SNN_CLONES void add_row(std::int64_t n, const F* __restrict row, F* __restrict sum) {
+  for (std::int64_t i = 0; i < n; ++i) sum[i] += row[i];
+}
+
+template <class F>
+SNN_CLONES void largest_row(std::int64_t n, const F* __restrict row, F* __restrict largest) {
+  for (std::int64_t i = 0; i < n; ++i) largest[i] = row[i] > largest[i] ? row[i] : largest[i];
+}
+
+template <class F>
+SNN_CLONES void gate_row(std::int64_t n, const F* __restrict open, const F* __restrict gs,
+                         F* __restrict gx) {
+  for (std::int64_t i = 0; i < n; ++i) gx[i] = open[i] > F(0) ? gs[i] : F(0);
+}
+
+template void add_row(std::int64_t, const float*, float*);
+template void add_row(std::int64_t, const double*, double*);
+template void largest_row(std::int64_t, const float*, float*);
+template void largest_row(std::int64_t, const double*, double*);
+template void gate_row(std::int64_t, const float*, const float*, float*);
+template void gate_row(std::int64_t, const double*, const double*, double*);
+template void row_to_bytes(std::int64_t, const float*, std::uint8_t*);
+template void row_to_bytes(std::int64_t, const double*, std::uint8_t*);
+template void row_to_bits(std::int64_t, const float*, std::uint8_t*);
+template void row_to_bits(std::int64_t, const double*, std::uint8_t*);
+
 }  // namespace snnkern::cpu

@@ -52,6 +52,20 @@ void bfloat16_row_to_float(std::int64_t n, const std::uint16_t* __restrict in,
 void float_row_to_bfloat16(std::int64_t n, const float* __restrict in,
                            std::uint16_t* __restrict out);
 
+// Spikes as bytes 0 and 1, and as bits.
+template <class F>
+void row_to_bytes(std::int64_t n, const F* __restrict in, std::uint8_t* __restrict out);
+template <class F>
+void row_to_bits(std::int64_t n, const F* __restrict in, std::uint8_t* __restrict out);
+
+// sum += row; largest = max(largest, row); gx = gs where `open` is above 0, else 0.
+template <class F>
+void add_row(std::int64_t n, const F* __restrict row, F* __restrict sum);
+template <class F>
+void largest_row(std::int64_t n, const F* __restrict row, F* __restrict largest);
+template <class F>
+void gate_row(std::int64_t n, const F* __restrict open, const F* __restrict gs, F* __restrict gx);
+
 // Rows of a tensor, `step` elements apart.
 template <class F>
 struct RowsOf {
@@ -81,19 +95,27 @@ RowsOf<const F> load_rows(Dtype dtype, const void* tensor, std::int64_t offset, 
 template <class F>
 RowsOf<F> target_rows(Dtype dtype, void* tensor, std::int64_t offset, std::int64_t step,
                       std::int64_t n, F* buffer) {
-  if (std::is_same_v<F, float> && dtype != Dtype::kFloat32) return {buffer, n};
+  constexpr Dtype kOwn = std::is_same_v<F, float> ? Dtype::kFloat32 : Dtype::kFloat64;
+  if (dtype != kOwn) return {buffer, n};
   return {static_cast<F*>(tensor) + offset, step};
 }
 
+// Offset and step count elements, for bits too; both are then multiples of 8.
 template <class F>
 void store_rows(Dtype dtype, const RowsOf<F>& rows, void* tensor, std::int64_t offset,
                 std::int64_t step, std::int64_t count, std::int64_t n) {
-  if constexpr (std::is_same_v<F, float>) {
-    if (dtype != Dtype::kFloat32) {
-      const auto convert = dtype == Dtype::kFloat16 ? float_row_to_half : float_row_to_bfloat16;
-      for (std::int64_t k = 0; k < count; ++k) {
-        convert(n, rows.data + k * rows.step,
-                static_cast<std::uint16_t*>(tensor) + offset + k * step);
+  for (std::int64_t k = 0; k < count; ++k) {
+    const F* const row = rows.data + k * rows.step;
+    const std::int64_t at = offset + k * step;
+    if (dtype == Dtype::kUint8) {
+      row_to_bytes(n, row, static_cast<std::uint8_t*>(tensor) + at);
+    } else if (dtype == Dtype::kBit) {
+      row_to_bits(n, row, static_cast<std::uint8_t*>(tensor) + at / 8);
+    } else if constexpr (std::is_same_v<F, float>) {
+      if (dtype == Dtype::kFloat16) {
+        float_row_to_half(n, row, static_cast<std::uint16_t*>(tensor) + at);
+      } else if (dtype == Dtype::kBFloat16) {
+        float_row_to_bfloat16(n, row, static_cast<std::uint16_t*>(tensor) + at);
       }
     }
   }

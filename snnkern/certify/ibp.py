@@ -102,13 +102,22 @@ def interval_lif(layer: LIF, box: Interval) -> Interval:
             "model holds a LIF with stateful or return_state, expected one that starts from rest "
             "and gives spikes alone: what it carries between calls cannot be bounded"
         )
+    if layer.charge != "leak" or layer.gain != 1 or layer.synapse != "none" or layer.delayed_spike:
+        raise TypeError(
+            f"model holds LIF({layer.extra_repr()}), expected charge='leak' without gain, synapse or "
+            "delayed spikes: the others are not monotone in floating point"
+        )
     dtype = reference.state_dtype(box.lower.dtype)
-    leak, threshold = layer.dynamics()
     neuron = reference.Neuron(
-        reference.per_channel(leak.to(dtype), box.lower),
-        reference.per_channel(threshold.to(dtype), box.lower),
-        layer.v_reset,
+        reference.broadcast(layer.dynamics()["leak"].to(dtype), box.lower),
+        reference.broadcast(layer.dynamics()["threshold"].to(dtype), box.lower),
+        None,
+        reference.LEAK,
+        0.0,
+        1.0,
+        reference.NO_SYNAPSE,
         reference.RESETS.index(layer.reset),
+        layer.v_reset,
         layer.strict,
     )
     start = torch.full_like(box.lower[0], layer.v_init or 0.0, dtype=dtype)

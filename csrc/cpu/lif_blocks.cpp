@@ -1,0 +1,240 @@
+// The usual neurons: float, one leak and one threshold for the whole layer. Several steps are taken
+// at a time with the state in registers; it is written down only between blocks.
+#include <algorithm>
+#include <cstdint>
+
+#include "clones.h"
+#include "tile.h"
+
+namespace snnkern::cpu {
+namespace {
+
+using Uniform = Neurons<float, true>;
+
+constexpr std::int64_t kBlock = 4;
+
+constexpr std::int64_t blocks_of(std::int64_t timesteps) {
+  return timesteps / kBlock + timesteps % kBlock;
+}
+
+// Calls f(steps, t) for block number `block`: as many whole blocks as fit, then single steps.
+template <class Call>
+void visit_block(std::int64_t timesteps, std::int64_t block, Call&& f) {
+  const std::int64_t whole = timesteps / kBlock;
+  if (block < whole) {
+    f(Constant<std::int64_t{kBlock}>{}, block * kBlock);
+  } else {
+    f(Constant<std::int64_t{1}>{}, whole * kBlock + block - whole);
+  }
+}
+
+// kSteps steps of a row of neurons, from the carried state u_in to u_out. Rows of x and of spikes
+// lie `x_step` and `spikes_step` apart. Without kSpikes only the state moves on.
+template <Reset kReset, std::int64_t kSteps, bool kSpikes>
+SNN_CLONES void step_rows(std::int64_t n, const Uniform neurons, const float* __restrict x,
+                          std::int64_t x_step, const float* u_in, float* u_out,
+                          float* __restrict spikes, std::int64_t spikes_step) {
+  const Neuron<float> neuron = neurons[0];
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < n; ++i) {
+    float u = u_in[i];
+#pragma GCC unroll 4
+    for (std::int64_t k = 0; k < kSteps; ++k) {
+      const float v = charge<Charge::kLeak, kReset>(u, x[i + k * x_step], neuron);
+      const bool s = fires(v, neuron);
+      u = reset<kReset>(v, s, neuron);
+      if constexpr (kSpikes) spikes[i + k * spikes_step] = s ? 1.0f : 0.0f;
+    }
+    u_out[i] = u;
+  }
+}
+
+// The rows that a block of the backward scan works on.
+struct GradientRows {
+  const float *x, *u, *gs;             // currents; the state before the block; dL/ds
+  float* gx;                           // dL/dx
+  float* grad_v;                       // dL/dv of the step after the block, then of its first step
+  float *grad_decay, *grad_threshold;  // sums over time
+  std::int64_t x_step, gs_step, gx_step;
+};
+
+// kSteps steps of the backward scan over a row of neurons: the membranes are recomputed going
+// forward, then the gradient goes back. `after_end`: grad_v holds dL/du of the last step instead.
+template <Reset kReset, bool kParameterGradients, std::int64_t kSteps, class Derivative>
+SNN_CLONES void step_gradient_rows(std::int64_t n, const Uniform neurons,
+                                   const Derivative derivative, const float attached,
+                                   const bool normalized, const bool after_end,
+                                   const GradientRows rows) {
+  const float* __restrict x = rows.x;
+  const float* __restrict u_in = rows.u;
+  const float* __restrict gs = rows.gs;
+  float* __restrict gx = rows.gx;
+  float* __restrict grad_v = rows.grad_v;
+  float* __restrict grad_decay = rows.grad_decay;
+  float* __restrict grad_threshold = rows.grad_threshold;
+  const std::int64_t x_step = rows.x_step, gs_step = rows.gs_step, gx_step = rows.gx_step;
+  const Neuron<float> neuron = neurons[0];
+  const SurrogateArgument<float> z = neurons.argument(0, normalized);
+  const float last_du = after_end ? 1.0f : neuron.decay;
+  const float last_next = after_end ? 0.0f : 1.0f;
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < n; ++i) {
+    // All is read before anything is written: rows of different tensors often lie a multiple of 4
+    // KB apart, where the processor takes a read for one of what was just written.
+    float v[kSteps], u_before[kSteps], g_spike[kSteps], g_v[kSteps];
+    float u = u_in[i];
+#pragma GCC unroll 4
+    for (std::int64_t k = 0; k < kSteps; ++k) {
+      g_spike[k] = gs[i + k * gs_step];
+      u_before[k] = u;
+      v[k] = charge<Charge::kLeak, kReset>(u, x[i + k * x_step], neuron);
+      u = reset<kReset>(v[k], fires(v[k], neuron), neuron);
+    }
+    float gu = last_du * grad_v[i];
+    float g_next = last_next * grad_v[i];
+    float decay = 0.0f, threshold = 0.0f;
+#pragma GCC unroll 4
+    for (std::int64_t k = kSteps - 1; k >= 0; --k) {
+      const StepGradient<float> g = step_gradient<kReset>(
+          v[k], derivative(z(v[k])) * z.scale, g_spike[k], gu, g_next, attached, neuron, z);
+      g_next = g.v;
+      gu = neuron.decay * g_next;
+      decay += g.v * u_before[k];
+      threshold += g.threshold;
+      g_v[k] = g.v;
+    }
+#pragma GCC unroll 4
+    for (std::int64_t k = 0; k < kSteps; ++k) gx[i + k * gx_step] = g_v[k];
+    grad_v[i] = g_next;
+    if constexpr (kParameterGradients) {
+      grad_decay[i] += decay;
+      grad_threshold[i] += threshold;
+    }
+  }
+}
+
+// What reaches the state before the first step, and, for a delayed reset that looks at it, the
+// threshold.
+template <Reset kReset, class Derivative>
+void init_gradient(const LifBackward<float>& p, const Uniform& neurons,
+                   const Derivative& derivative, float attached, std::int64_t begin, std::int64_t n,
+                   const float* grad_v, float* grad_threshold) {
+  const Neuron<float> neuron = neurons[0];
+  const SurrogateArgument<float> z = neurons.argument(0, p.surrogates[0].normalized);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float gu = neuron.decay * grad_v[i];
+    StepGradient<float> g{gu, 0.0f};
+    if constexpr (kReset == Reset::kDelayedSoft) {
+      const float u = p.v_init ? p.v_init[begin + i] : 0.0f;
+      g = step_gradient<kReset>(u, derivative(z(u)) * z.scale, 0.0f, gu, grad_v[i], attached,
+                                neuron, z);
+    }
+    if (p.grad_v_init) p.grad_v_init[begin + i] = g.v;
+    grad_threshold[i] += g.threshold;
+  }
+}
+
+}  // namespace
+
+void forward_in_blocks(const LifForward<float>& p, std::int64_t begin, std::int64_t n,
+                       std::int64_t length) {
+  const auto [dtype, T, N, x_step] = p.shape;
+  Rows<float> rows(length, 1 + 2 * kBlock + Uniform::kRows);
+  float* const u = rows.take();
+  float* const x_buffer = rows.take(kBlock);
+  float* const s_buffer = rows.take(kBlock);
+  const Uniform neurons =
+      gather_neurons<true>(p.dynamics, begin, begin + n, length, rows.take(Uniform::kRows));
+  start_from(p.v_init, begin, n, u);
+  with_reset(p.dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
+    for (std::int64_t block = 0; block < blocks_of(T); ++block) {
+      visit_block(T, block, [&](auto steps, std::int64_t t) {
+        const std::int64_t to = t * p.spikes_step + begin;
+        const auto x = load_rows(dtype, p.x, t * x_step + begin, x_step, steps, n, x_buffer);
+        const auto s = target_rows(p.spike_dtype, p.spikes, to, p.spikes_step, n, s_buffer);
+        step_rows<kReset, steps, true>(n, neurons, x.data, x.step, u, u, s.data, s.step);
+        store_rows(p.spike_dtype, s, p.spikes, to, p.spikes_step, steps, n);
+      });
+    }
+  });
+  if (p.state) std::copy_n(u, n, p.state + begin);
+}
+
+void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::int64_t n,
+                        std::int64_t length) {
+  const auto [dtype, T, N, x_step] = p.shape;
+  const SurrogateChoice& surrogate = p.surrogates[0];
+  const std::int64_t blocks = blocks_of(T);
+  Rows<float> rows(length, blocks + 3 * kBlock + 4 + Uniform::kRows);
+  float* const states = rows.take(blocks);  // before every block
+  float* const x_buffer = rows.take(kBlock);
+  float* const gs_buffer = rows.take(kBlock);
+  float* const gx_buffer = rows.take(kBlock);
+  float* const gx_sum = rows.take();
+  float* const grad_v = rows.take();
+  float* const grad_decay = rows.take();
+  float* const grad_threshold = rows.take();
+  const Uniform neurons =
+      gather_neurons<true>(p.dynamics, begin, begin + n, length, rows.take(Uniform::kRows));
+  const InputGradient<float> grad_x(p, begin, n, gx_buffer, gx_sum);
+  const auto currents = [&](std::int64_t t, std::int64_t steps) {
+    return load_rows(dtype, p.x, t * x_step + begin, x_step, steps, n, x_buffer);
+  };
+  start_from(p.v_init, begin, n, states);
+  with_reset(p.dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
+    if (surrogate.kind == Surrogate::kRate) {
+      float* const fired = grad_v;
+      std::fill_n(fired, n, 0.0f);
+      for (std::int64_t block = 0; block < blocks; ++block) {
+        visit_block(T, block, [&](auto steps, std::int64_t t) {
+          const auto x = currents(t, steps);
+          step_rows<kReset, steps, true>(n, neurons, x.data, x.step, states, states, gs_buffer, n);
+          for (std::int64_t k = 0; k < steps; ++k) largest_row(n, gs_buffer + k * n, fired);
+        });
+      }
+      gate_by_rate(p, fired, grad_x, begin, n, gs_buffer);
+      return;
+    }
+    for (std::int64_t block = 0; block + 1 < blocks; ++block) {
+      visit_block(T, block, [&](auto steps, std::int64_t t) {
+        const auto x = currents(t, steps);
+        float* const u = states + block * length;
+        step_rows<kReset, steps, false>(n, neurons, x.data, x.step, u, u + length, nullptr, 0);
+      });
+    }
+    const float attached = p.detach_reset ? 0.0f : 1.0f;
+    const bool parameter_gradients = p.neuron_grad_decay || p.neuron_grad_threshold;
+    start_from(p.grad_state, begin, n, grad_v);
+    std::fill_n(grad_decay, n, 0.0f);
+    std::fill_n(grad_threshold, n, 0.0f);
+    with_surrogate<float>(surrogate.kind, surrogate.args, [&](const auto& derivative) {
+      for (std::int64_t block = blocks - 1; block >= 0; --block) {
+        const bool after_end = p.grad_state && block == blocks - 1;
+        visit_block(T, block, [&](auto steps, std::int64_t t) {
+          const auto x = currents(t, steps);
+          const auto gs = load_rows(dtype, p.grad_spikes, t * p.grad_step + begin, p.grad_step,
+                                    steps, n, gs_buffer);
+          const auto gx = grad_x.target(t);
+          const GradientRows at{x.data,     states + block * length, gs.data, gx.data, grad_v,
+                                grad_decay, grad_threshold,          x.step,  gs.step, gx.step};
+          // Single steps are rare enough not to be compiled without parameter gradients as well.
+          with_bool(parameter_gradients || steps == 1, [&]<bool kGradients>(Constant<kGradients>) {
+            if constexpr (kGradients || steps != 1) {
+              step_gradient_rows<kReset, kGradients, steps>(n, neurons, derivative, attached,
+                                                            surrogate.normalized, after_end, at);
+            }
+          });
+          grad_x.store(gx, t, steps);
+        });
+      }
+      if (p.grad_v_init || parameter_gradients) {
+        init_gradient<kReset>(p, neurons, derivative, attached, begin, n, grad_v, grad_threshold);
+      }
+    });
+    if (p.neuron_grad_decay) std::copy_n(grad_decay, n, p.neuron_grad_decay + begin);
+    if (p.neuron_grad_threshold) std::copy_n(grad_threshold, n, p.neuron_grad_threshold + begin);
+  });
+  grad_x.finish();
+}
+
+}  // namespace snnkern::cpu
