@@ -56,6 +56,7 @@ inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector
 class StepLayout {
  public:
   explicit StepLayout(const Tensor& x) {
+    STD_TORCH_CHECK(x.dim() >= 1, "snnkern: x has no dimension, expected [T, ...]");
     const auto all_sizes = x.sizes();
     const auto all_strides = x.strides();
     sizes_.assign(all_sizes.begin() + 1, all_sizes.end());
@@ -91,6 +92,14 @@ class StepLayout {
     return sizes_.size() < 2 || sizes_[1] == 1 ? numel_ : strides_[1];
   }
 
+  // Whether t, from dimension `first_dim` on, has the shape of a step.
+  bool has_shape_of(const Tensor& t, std::size_t first_dim) const {
+    const auto sizes = t.sizes();
+    return sizes.size() == first_dim + sizes_.size() &&
+           std::equal(sizes_.begin(), sizes_.end(), sizes.begin() + first_dim);
+  }
+
+  // Whether such a t lies in memory like a step.
   bool holds(const Tensor& t, std::size_t first_dim) const {
     const auto strides = t.strides();
     for (std::size_t d = 0; d < sizes_.size(); ++d) {

@@ -15,7 +15,7 @@
 
 namespace snnkern {
 
-// What a neuron does after it fired. Order and names are those of snnkern._ops.RESETS.
+// What a neuron does after it fired. Order and names are those of snnkern.reference.RESETS.
 enum class Reset : int {
   kHard = 0,         // u = v_reset
   kSoft = 1,         // u = v - threshold

@@ -10,7 +10,7 @@
 
 namespace snnkern {
 
-// Order and names are those of snnkern.surrogate.KINDS.
+// Order and names are those of snnkern.reference.SURROGATES.
 enum class Surrogate : int {
   kTriangle = 0,
   kRectangle = 1,

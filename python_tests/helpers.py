@@ -81,6 +81,20 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def raw_neuron(
+    leak: Tensor,
+    threshold: Tensor,
+    v_init: Tensor | None = None,
+    *,
+    v_reset: float = 0.0,
+    reset: int = 0,
+    strict: bool = False,
+) -> tuple[Any, ...]:
+    """What describes a plain LIF layer to the raw ops, behind ``x``."""
+    dynamics = (0, 0.0, 1.0, 0, reset, v_reset, strict, False)
+    return (0, leak, threshold, None, v_init, None, *dynamics)
+
+
 def state_like(x: Tensor, value: Tensor) -> Tensor:
     """``value`` in the dtype that the state has for ``x``."""
     return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -86,6 +86,7 @@ BAD = [
         bad(ValueError, "threshold", value, str(value), "expected")
         for value in (1e-46, 1e-300, 1e39, HUGE)
     ),
+    bad(TypeError, "threshold", None, "None of type NoneType", "expected a number or a tensor"),
     bad(ValueError, "v_reset", 1e39, "1e+39", "expected"),
     bad(ValueError, "v_reset", -HUGE, str(-HUGE), "expected"),
     bad(ValueError, "v_init", 1e39, "1e+39", "expected"),
@@ -94,7 +95,6 @@ BAD = [
         for name in ("leak", "threshold")
         for error, value, text, expected in (
             (TypeError, "half", "'half' of type str", "expected a number or a tensor"),
-            (TypeError, None, "None of type NoneType", "expected a number or a tensor"),
             (TypeError, True, "True of type bool", "expected a number or a tensor"),
             (TypeError, [0.5] * 4, "of type list", "expected a number or a tensor"),
             (TypeError, 0.5 + 0j, "of type complex", "expected a number or a tensor"),

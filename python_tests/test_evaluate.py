@@ -35,7 +35,7 @@ def by_hand(net: nn.Module, seed: int) -> dict[str, list[tuple[bool, int]]]:
     draws = torch.Generator().manual_seed(seed)
     neuron = next(module for module in net.modules() if isinstance(module, LIF))
     linears = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    leak, threshold = neuron.leak, neuron.threshold
+    leak, threshold = neuron.get_buffer("leak"), neuron.threshold
     rows: dict[str, list[tuple[bool, int]]] = {"clean": [], "fgsm": [], "pgd": []}
     for x, y in batches():
         for name, row in rows.items():
@@ -169,7 +169,7 @@ def test_a_loader_without_a_length() -> None:
     assert torch.equal(whole.predictions["clean"], stream.predictions["clean"])
 
 
-def test_the_progress_bar_can_be_had(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_can_be_silenced(capfd: pytest.CaptureFixture[str]) -> None:
     evaluate(tiny_net(), batches(), ATTACKS, progress=False)
     assert capfd.readouterr() == ("", "")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from python_tests.helpers import LAYOUTS, RUNNABLE, assert_same_bits, laid_out, random
+from python_tests.helpers import LAYOUTS, RUNNABLE, assert_same_bits, laid_out, random, raw_neuron
 from snnkern import functional
 from snnkern._layout import empty_step, empty_steps, step_strides
 from snnkern.functional import Backend
@@ -25,12 +24,12 @@ def outputs(x: Tensor, backend: str) -> dict[str, Tensor]:
     overload = "reference" if backend == "reference" else "default"
     leak, threshold = (p.to(x.device) for p in (LEAK, THRESHOLD))
     v_init = torch.zeros(x.shape[1:], device=x.device)
-    neuron: tuple[Any, ...] = (leak, threshold, v_init, 0.0, 0, False)
+    neuron = raw_neuron(leak, threshold, v_init)
     forward = getattr(torch.ops.snnkern.lif_forward, overload)
     backward = getattr(torch.ops.snnkern.lif_backward, overload)
-    spikes, state = forward(x, *neuron, True)
-    gx, _, _, g_init = backward(
-        torch.ones_like(spikes), None, x, *neuron, False, 0, [1.0, 1.0], False, False
+    spikes, state, _ = forward(x, *neuron, 0, True)
+    gx, _, _, _, g_init, _ = backward(
+        torch.ones_like(spikes), None, None, x, *neuron, False, 0, [1.0, 1.0], False, None, False
     )
     return {"spikes": spikes, "state": state, "grad_x": gx, "grad_v_init": g_init}
 
@@ -95,7 +94,7 @@ def test_any_strides_at_all(x: Tensor) -> None:
 def test_steps_that_are_not_dense_become_contiguous() -> None:
     x = laid_out(random(3, 2, 4, 5), "padded")
     assert step_strides(x) == (20, 5, 1)
-    steps, step = empty_steps(x, torch.float64), empty_step(x, torch.float16)
+    steps, step = empty_steps(x, torch.float64, 3), empty_step(x, torch.float16)
     assert (steps.shape, steps.stride(), steps.dtype) == (x.shape, (40, 20, 5, 1), torch.float64)
     assert (step.shape, step.stride(), step.dtype) == (x.shape[1:], (20, 5, 1), torch.float16)
 

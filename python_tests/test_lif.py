@@ -318,7 +318,11 @@ def sums_of_magnitudes(call: Differentiable) -> dict[str, Tensor]:
 
     leak, threshold = parameter_values("leak"), parameter_values("threshold")
     neuron = reference.Neuron(
-        leak, threshold, options["v_reset"], RESETS.index(options["reset"]), options["strict"]
+        leak,
+        threshold,
+        reset=RESETS.index(options["reset"]),
+        v_reset=options["v_reset"],
+        strict=options["strict"],
     )
     v_init = options["v_init"]
     u = torch.zeros(x.shape[1:], dtype=dtype)

@@ -52,7 +52,7 @@ def small(build: Any, timesteps: int, **options: Any) -> SpikingNetwork:
         model = build(
             3,
             timesteps,
-            input_shape=(2, 5, 6),
+            input_shape=(2, 5, 10),
             hidden=(7,),
             mean=[0.4, 0.5],
             std=[0.25, 0.2],
@@ -81,7 +81,7 @@ def plain_relu(build: Any, model: SpikingNetwork, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("build", [fc_net, conv_net])
 def test_no_time_steps_is_the_relu_network(build: Any) -> None:
     model = small(build, 0)
-    x = images(4, 2, 5, 6, dtype=torch.float64)
+    x = images(4, 2, 5, 10, dtype=torch.float64)
     expected = plain_relu(build, model, x)
     assert_within(model(x).detach(), expected.detach(), 1e-12)
     model.timesteps = 3
@@ -94,7 +94,7 @@ def test_no_time_steps_is_the_relu_network(build: Any) -> None:
 @pytest.mark.parametrize("spiking_output", [False, True])
 def test_a_network_is_its_layers_step_by_step(build: Any, spiking_output: bool) -> None:
     model = small(build, 5, leak=0.5, threshold=0.25, spiking_output=spiking_output)
-    x = images(4, 2, 5, 6, dtype=torch.float64)
+    x = images(4, 2, 5, 10, dtype=torch.float64)
     expected = model(x)
     mean, std = (model.normalize.get_buffer(name) for name in ("mean", "std"))
     states: dict[nn.Module, Tensor] = {}
@@ -116,7 +116,7 @@ def test_a_network_is_its_layers_step_by_step(build: Any, spiking_output: bool) 
 
 def test_timesteps_can_be_changed() -> None:
     model = small(fc_net, 4)
-    x = images(3, 2, 5, 6, dtype=torch.float64)
+    x = images(3, 2, 5, 10, dtype=torch.float64)
     for timesteps in (1, 7, 0, 2):
         model.timesteps = timesteps
         assert model.timesteps == timesteps
@@ -138,7 +138,7 @@ def test_impossible_timesteps_are_refused(timesteps: Any) -> None:
 def test_an_ordinary_module_from_images_to_logits(build: Any, timesteps: int) -> None:
     model = small(build, timesteps, threshold=0.25)
     assert isinstance(model, nn.Module)
-    x = images(3, 2, 5, 6, dtype=torch.float64).requires_grad_()
+    x = images(3, 2, 5, 10, dtype=torch.float64).requires_grad_()
     model(x).square().sum().backward()
     assert x.grad is not None
     assert x.grad.shape == x.shape
@@ -152,7 +152,7 @@ def test_an_ordinary_module_from_images_to_logits(build: Any, timesteps: int) ->
 @pytest.mark.parametrize("timesteps", [0, 3])
 def test_copies(timesteps: int) -> None:
     model = small(conv_net, timesteps)
-    x = images(2, 2, 5, 6, dtype=torch.float64)
+    x = images(2, 2, 5, 10, dtype=torch.float64)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert twin.timesteps == timesteps
         assert_same_bits(twin(x).detach(), model(x).detach())
@@ -178,7 +178,7 @@ def test_neuron_options_reach_every_layer() -> None:
     neurons = [module for module in model.modules() if isinstance(module, LIF)]
     assert len(neurons) == 5
     for neuron in neurons:
-        assert neuron.leak.item() == neuron.threshold.item() == 0.25
+        assert neuron.get_buffer("leak").item() == neuron.threshold.item() == 0.25
         assert neuron.strict
         assert isinstance(neuron.threshold, nn.Parameter)
 

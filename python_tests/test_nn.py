@@ -39,9 +39,26 @@ OPTIONS = st.fixed_dictionaries(
         ),
         "detach_reset": st.booleans(),
         "strict": st.booleans(),
+        "gain": st.sampled_from([1.0, 0.5]),
+        "delayed_spike": st.booleans(),
         "backend": st.sampled_from([None, "reference"]),
     }
 )
+CHARGES: list[dict[str, Any]] = [
+    {"leak": 0.0},
+    {"leak": 0.5},
+    {"leak": 0.9},
+    {"leak": 1.0},
+    {"charge": "euler", "rate": 0.5, "v_rest": -0.25},
+    {"charge": "euler_box", "rate": 0.25},
+    {"charge": "decay_input", "tau": 2.0, "v_rest": 0.25},
+    {"charge": "decay", "tau": 4.0},
+]
+SYNAPSES: list[dict[str, Any]] = [
+    {},
+    {"synapse": "charged", "synapse_decay": 0.5},
+    {"synapse": "jump", "synapse_decay": 0.25},
+]
 
 
 def spikes_of(layer: nn.Module, x: Tensor) -> Tensor:
@@ -59,25 +76,27 @@ def count_calls(module: nn.Module) -> list[torch.Size]:
 # Neurons
 
 
-@given(OPTIONS, st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from([0.25, 1.0]))
-@settings(max_examples=80)
+@given(OPTIONS, st.sampled_from(CHARGES), st.sampled_from(SYNAPSES), st.sampled_from([0.25, 1.0]))
+@settings(max_examples=150)
 def test_a_layer_is_the_function_with_its_options(
-    options: dict[str, Any], leak: float, threshold: float
+    options: dict[str, Any], charge: dict[str, Any], synapse: dict[str, Any], threshold: float
 ) -> None:
-    layer = LIF(leak, threshold, return_state=True, **options)
+    options = options | charge | synapse | {"threshold": threshold, "return_state": True}
 
-    def function(x: Tensor) -> tuple[Tensor, Tensor]:
-        spikes, state = functional.lif(x, leak, threshold, return_state=True, **options)
-        return spikes, state
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        result = functional.lif(x, **options)
+        assert isinstance(result, tuple)
+        return result
 
-    runs: tuple[Callable[[Tensor], tuple[Tensor, Tensor]], ...] = (layer, function)
+    runs: tuple[Callable[[Tensor], tuple[Tensor, ...]], ...] = (LIF(**options), function)
     results = []
     for run in runs:
-        x = random(5, 2, 3).requires_grad_()
-        spikes, state = run(x)
+        x = ((4 * random(5, 2, 3)).round() / 4).requires_grad_()  # some hit the threshold
+        spikes, *states = run(x)
         (spikes * random(5, 2, 3, seed=1)).sum().backward()
         assert x.grad is not None
-        results.append((spikes.detach(), state.detach(), x.grad))
+        results.append([spikes.detach(), x.grad, *(state.detach() for state in states)])
+    assert len(results[0]) == (4 if synapse else 3)
     for actual, expected in zip(*results, strict=True):
         assert_same_bits(actual, expected)
 
@@ -98,7 +117,7 @@ def test_parameters_per_channel() -> None:
         alone = functional.lif(x[:, :, c], leak[c].item(), threshold[c].item())
         assert_same_bits(together[:, :, c].contiguous(), alone)
     leak.fill_(0.0)  # the caller's tensor is not the layer's
-    assert layer.leak.tolist() == [0.0, 0.5, 1.0]
+    assert layer.get_buffer("leak").tolist() == [0.0, 0.5, 1.0]
 
 
 def test_learnt_parameters_get_the_gradients_of_the_function() -> None:
@@ -109,7 +128,10 @@ def test_learnt_parameters_get_the_gradients_of_the_function() -> None:
     leak = torch.tensor(0.5, requires_grad=True)
     threshold = torch.tensor([0.5, 0.75, 1.0], requires_grad=True)
     (functional.lif(x, leak, threshold) * weight).sum().backward()
-    for parameter, plain in ((layer.leak, leak), (layer.threshold, threshold)):
+    for parameter, plain in (
+        (layer.get_parameter("leak"), leak),
+        (layer.threshold, threshold),
+    ):
         assert parameter.grad is not None
         assert plain.grad is not None
         assert plain.grad.abs().min() > 0
@@ -117,26 +139,40 @@ def test_learnt_parameters_get_the_gradients_of_the_function() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "beyond", "bound"),
-    [("leak", 1.75, 1.0), ("leak", -0.5, 0.0), ("threshold", -3.0, 0.03)],
+    ("name", "beyond", "bound", "options"),
+    [
+        ("leak", 1.75, 1.0, {"learn_leak": True}),
+        ("leak", -0.5, 0.0, {"learn_leak": True}),
+        ("threshold", -3.0, 0.03, {"learn_threshold": True, "min_threshold": 0.03}),
+        ("rate", 1.5, 1.0, {"charge": "euler", "rate": 0.5, "learn_leak": True}),
+        ("tau", 0.25, 1.0, {"charge": "decay", "tau": 2.0, "learn_leak": True}),
+        (
+            "synapse_decay",
+            1.5,
+            1.0,
+            {"synapse": "charged", "synapse_decay": 0.5, "learn_synapse": True},
+        ),
+    ],
 )
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_learnt_parameters_act_within_their_bounds(
-    name: str, beyond: float, bound: float, sign: float
+    name: str, beyond: float, bound: float, options: dict[str, Any], sign: float
 ) -> None:
-    options: dict[str, Any] = {f"learn_{name}": True, "min_threshold": 0.03, "leak": 0.5}
     layer = LIF(**options)
     parameter = layer.get_parameter(name)
     nn.init.constant_(parameter, beyond)
     x, weight = random(6, 4, 3), sign * random(6, 4, 3, seed=1)
     spikes = spikes_of(layer, x)
     (spikes * weight).sum().backward()
-    plain = {"leak": torch.tensor(0.5), "threshold": torch.tensor(1.0)}
-    plain[name] = torch.tensor(bound, requires_grad=True)
-    expected = functional.lif(x, plain["leak"], plain["threshold"])
+    at_bound = torch.tensor(bound, requires_grad=True)
+    plain = {k: v for k, v in options.items() if k[:5] not in ("learn", "min_t")}
+    if "charge" not in options:
+        plain["leak"] = 0.9
+    plain[name] = at_bound
+    expected = functional.lif(x, **plain)
     assert_same_bits(spikes.detach(), expected.detach())
     (expected * weight).sum().backward()
-    slope = plain[name].grad
+    slope = at_bound.grad
     assert slope is not None
     assert slope != 0
     # A descent step goes against the slope.
@@ -147,14 +183,14 @@ def test_learnt_parameters_act_within_their_bounds(
 
 def test_a_learnt_leak_returns_from_beyond_its_bound() -> None:
     layer = LIF(1.0, learn_leak=True)
-    nn.init.constant_(layer.leak, 1.3)
+    nn.init.constant_(layer.get_parameter("leak"), 1.3)
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.5)
     x = torch.full((6, 1, 1), 0.4)
     for _ in range(40):
         optimiser.zero_grad()
         spikes_of(layer, x).sum().backward()
         optimiser.step()
-    assert layer.leak.item() < 1
+    assert layer.get_parameter("leak").item() < 1
 
 
 def test_state_dict_round_trip() -> None:
@@ -166,7 +202,7 @@ def test_state_dict_round_trip() -> None:
     assert_same_bits(spikes_of(second, x).detach(), spikes_of(first, x).detach())
 
 
-@pytest.mark.parametrize("name", ["leak", "learn_leak"])
+@pytest.mark.parametrize("name", ["leak", "learn_leak", "tau", "rate", "charge"])
 def test_if_has_no_leak(name: str) -> None:
     with pytest.raises(TypeError, match=rf"{name} is 0\.5, expected none"):
         IF(1.0, **{name: 0.5})
@@ -190,15 +226,35 @@ def test_impossible_neurons_are_refused(options: dict[str, Any], message: str) -
 
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("cut", [1, 3, 6])
-def test_a_stateful_layer_continues(reset: functional.Reset, cut: int) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"leak": 0.75},
+        {"leak": 0.75, "delayed_spike": True},
+        {"leak": 0.75, "synapse": "charged", "synapse_decay": 0.5},
+        {"charge": "decay", "tau": 2.0},
+    ],
+    ids=["leak", "delayed", "synapse", "tau"],
+)
+def test_a_stateful_layer_continues(
+    reset: functional.Reset, cut: int, options: dict[str, Any]
+) -> None:
     x = random(7, 2, 3)
-    layer = LIF(0.75, 0.5, reset=reset, v_init=0.25, stateful=True)
-    whole = functional.lif(x, 0.75, 0.5, reset=reset, v_init=0.25)
+    options = options | {"threshold": 0.5, "reset": reset, "v_init": 0.25}
+    layer = LIF(stateful=True, **options)
+    whole = functional.lif(x, **options)
     assert whole[cut:].any()
     for _ in range(2):
         halves = torch.cat([spikes_of(layer, x[:cut]), spikes_of(layer, x[cut:])])
         assert_same_bits(halves, whole)
         layer.reset_state()
+
+
+@pytest.mark.parametrize("reset", RESETS)
+def test_a_delayed_spike_is_not_lost_between_calls(reset: functional.Reset) -> None:
+    layer = LIF(1.0, 1.0, reset=reset, delayed_spike=True, stateful=True)
+    step = torch.ones(1, 1, 1)
+    assert [spikes_of(layer, step).item() for _ in range(2)] == [0, 1]
 
 
 def test_a_stateful_layer_carries_no_gradient() -> None:
@@ -271,8 +327,8 @@ def test_copies_are_equal_and_their_own(copied: Callable[[LIF], LIF]) -> None:
     twin = copied(layer)
     expected = spikes_of(layer, x).detach()
     assert_same_bits(spikes_of(twin, x).detach(), expected)
-    nn.init.constant_(twin.leak, 0.0)
-    assert layer.leak.item() == 0.5
+    nn.init.constant_(twin.get_parameter("leak"), 0.0)
+    assert layer.get_parameter("leak").item() == 0.5
     assert twin.surrogate == surrogate.ATan()
 
 
@@ -299,8 +355,9 @@ def test_half_inputs(dtype: torch.dtype, half_module: bool) -> None:
     assert_same_bits(spikes.detach(), expected)
     assert_same_bits(state.detach(), expected_state)
     spikes.sum().backward()
-    assert layer.leak.grad is not None
-    assert layer.leak.grad.dtype == layer.leak.dtype
+    leak = layer.get_parameter("leak")
+    assert leak.grad is not None
+    assert leak.grad.dtype == leak.dtype
 
 
 # Encoders, containers, readouts

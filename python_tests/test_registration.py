@@ -16,7 +16,15 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from python_tests.helpers import LAYOUTS, RESETS, assert_same_bits, laid_out, lif, random
+from python_tests.helpers import (
+    LAYOUTS,
+    RESETS,
+    assert_same_bits,
+    laid_out,
+    lif,
+    random,
+    raw_neuron,
+)
 from snnkern import _ops, functional, reference
 from snnkern.functional import Backend
 from snnkern.surrogate import ATan, Rate, Rectangle
@@ -51,7 +59,9 @@ def neuron_arguments(reset: str, from_tensor: bool, channels: bool) -> tuple[Any
     shape = (3,) if channels else ()
     v_init = laid_out(random(1, 2, 3, 4, seed=1), "reversed")[0] if from_tensor else None
     leak, threshold = torch.full(shape, 0.5), torch.full(shape, 0.75)
-    return leak, threshold, v_init, -0.5, RESETS.index(reset), channels
+    return raw_neuron(
+        leak, threshold, v_init, v_reset=-0.5, reset=RESETS.index(reset), strict=channels
+    )
 
 
 @EVERY_OVERLOAD
@@ -60,12 +70,36 @@ def test_opcheck(overload: str, layout: str, reset: str, from_tensor: bool, chan
     x = laid_out(random(5, 2, 3, 4), layout)
     neuron = neuron_arguments(reset, from_tensor, channels)
     for return_state in (False, True):
-        opcheck(op("lif_forward", overload), (x, *neuron, return_state))
+        for spike_format in range(3):
+            opcheck(op("lif_forward", overload), (x, *neuron, spike_format, return_state))
     gs = laid_out(random(5, 2, 3, 4, seed=2), layout)
     for grad_state, gradients in ((None, True), (random(2, 3, 4, seed=3), False)):
-        for surrogate in (0, 8):
-            options = (False, surrogate, [1.0, 1.0], channels, gradients)
-            opcheck(op("lif_backward", overload), (gs, grad_state, x, *neuron, *options))
+        for surrogate in (0, 9):
+            options = (False, surrogate, [1.0, 1.0], channels, None, gradients)
+            opcheck(op("lif_backward", overload), (gs, grad_state, None, x, *neuron, *options))
+
+
+def full_neuron(held: int) -> tuple[Any, ...]:
+    """A layer with a synapse, per-neuron parameters and delayed spikes, for the raw ops."""
+    step = (2, 3, 4)
+    states = (random(*step, seed=4), random(*step, seed=5))
+    parameters = (torch.full(step, 2.0), torch.full((3,), 0.75), torch.tensor(0.5))
+    return (held, *parameters, *states, 3, 0.1, 0.7, 3, 2, 0.0, True, True)
+
+
+@EVERY_OVERLOAD
+@pytest.mark.parametrize("held", [False, True])
+def test_opcheck_of_everything_at_once(overload: str, held: bool) -> None:
+    x = random(1 if held else 5, 2, 3, 4)
+    neuron = full_neuron(5 if held else 0)
+    for return_state in (False, True):
+        opcheck(op("lif_forward", overload), (x, *neuron, 0, return_state))
+    gs, g_state, g_current = random(5, 2, 3, 4, seed=6), random(2, 3, 4), random(2, 3, 4)
+    table = torch.tensor([[0.0, 1.0, 1.0, 0.0], [8.0, 0.3, 0.01, 1.0]], dtype=torch.float64)
+    for gradients in (False, True):
+        options = (False, 0, [0.0, 0.0], False, table, gradients)
+        arguments = (gs, g_state, g_current, x, *neuron, *options)
+        opcheck(op("lif_backward", overload), arguments)
 
 
 @EVERY_OVERLOAD
@@ -76,17 +110,17 @@ def test_opcheck_of_every_dtype(overload: str, dtype: torch.dtype) -> None:
     x = random(5, 2, 3, 4, dtype=dtype)
     state = reference.state_dtype(dtype)
     parameters = (torch.tensor(0.5, dtype=state), torch.full((3,), 0.75, dtype=state))
-    neuron = (*parameters, torch.zeros(2, 3, 4, dtype=state), 0.0, 0, False)
-    opcheck(op("lif_forward", overload), (x, *neuron, True))
-    options = (False, 3, [2.0, 0.0], False, True)
-    opcheck(op("lif_backward", overload), (x, None, x, *neuron, *options))
+    neuron = raw_neuron(*parameters, torch.zeros(2, 3, 4, dtype=state))
+    opcheck(op("lif_forward", overload), (x, *neuron, 0, True))
+    options = (False, 3, [2.0, 0.0], False, None, True)
+    opcheck(op("lif_backward", overload), (x, None, None, x, *neuron, *options))
 
 
 @EVERY_OVERLOAD
 def test_a_raw_op_refuses_to_be_differentiated(overload: str) -> None:
     neuron = neuron_arguments("hard", False, False)
     x = random(5, 2, 3, 4).requires_grad_()
-    spikes, state = op("lif_forward", overload)(x, *neuron, True)
+    spikes, state, _ = op("lif_forward", overload)(x, *neuron, 0, True)
     for out in (spikes, state):
         with pytest.raises(
             NotImplementedError,

@@ -156,7 +156,7 @@ def test_fit_trains_leak_and_threshold() -> None:
     model = tiny_net(learn_leak=True, learn_threshold=True)
     neuron = next(module for module in model.modules() if isinstance(module, LIF))
     fit(model, batches(), epochs=2, lr=0.01, progress=False)
-    assert neuron.leak.item() != 0.5
+    assert neuron.get_parameter("leak").item() != 0.5
     assert neuron.threshold.item() != 0.5
 
 

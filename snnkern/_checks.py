@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 
 def check_number(
@@ -19,10 +20,14 @@ def check_number(
         TypeError: not an int or float.
         ValueError: not finite, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected a number")
-    above = value > low if open_low else value >= low
-    if not (math.isfinite(value) and above and value <= high):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    above = number > low if open_low else number >= low
+    if not (math.isfinite(number) and above and number <= high):
         expected = "a finite number"
         if low > -math.inf:
             expected += f" above {low:g}" if open_low else f" of at least {low:g}"

@@ -40,6 +40,7 @@ OVERLOADS = ("", ".reference")
 
 def _lif_forward_fake(x: Tensor, timesteps: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     synapse, spike_format, return_state = rest[8], rest[-2], rest[-1]
+    timesteps = timesteps or x.shape[0]
     dtype = reference.state_dtype(x.dtype)
     if spike_format == reference.BITS:
         spikes = x.new_empty((timesteps, (x[0].numel() + 7) // 8), dtype=torch.uint8)

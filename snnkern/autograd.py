@@ -83,7 +83,12 @@ class LIFFunction(torch.autograd.Function):
         if grad_spikes is None:
             if grad_state is None and grad_current is None:
                 return (None,) * 8
-            grad_spikes = x.new_zeros(()).expand(config.timesteps, *x.shape[1:])
+            timesteps = config.timesteps or x.shape[0]
+            grad_spikes = x.new_zeros(()).expand(timesteps, *x.shape[1:])
+        if not config.return_state:  # compiled graphs hand in gradients of what nobody sees
+            grad_state = grad_current = None
+        elif synapse_decay is None:
+            grad_current = None
         needs = ctx.needs_input_grad
         op = getattr(torch.ops.snnkern.lif_backward, config.overload)
         gradients = op(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, overload
@@ -233,6 +234,7 @@ def lif(
             raise TypeError(f"{name} is {flag!r} of type {type(flag).__name__}, expected a bool")
     for name, number in (("v_rest", v_rest), ("gain", gain), ("v_reset", v_reset)):
         check_number(name, number)
+        _check_representable(name, number, reference.state_dtype(x.dtype))
     held, steps = _held(x, timesteps)
     decay = decay_of(charge, {"leak": leak, "tau": tau, "rate": rate})
     has_synapse = synapse != "none"
@@ -284,7 +286,7 @@ def lif(
 
 
 def _held(x: Tensor, timesteps: int | None) -> tuple[Tensor, int]:
-    """What the op reads, one step where the current is constant, and the number of steps."""
+    """What the op reads; and the number of steps where it is one that is held, else 0."""
     if timesteps is not None:
         check_int("timesteps", timesteps, 1)
         if x.shape[0] != 1:
@@ -292,10 +294,9 @@ def _held(x: Tensor, timesteps: int | None) -> tuple[Tensor, int]:
                 f"timesteps is {timesteps} and x has {x.shape[0]} steps, expected one that is held"
             )
         return x, timesteps
-    steps = x.shape[0]
-    base = x._base
-    # An expanded view, as Direct makes it: the gradient goes to the tensor that was expanded, summed
-    # over time in the kernel, instead of to T copies that autograd would sum.
+    steps, base = x.shape[0], x._base
+    # An expanded view, as Direct makes it: the gradient goes to the tensor that was expanded,
+    # summed over time in the kernel, instead of to T copies that autograd would sum.
     if (
         steps > 1
         and x.stride(0) == 0
@@ -306,7 +307,7 @@ def _held(x: Tensor, timesteps: int | None) -> tuple[Tensor, int]:
         and base.storage_offset() == x.storage_offset()
     ):
         return base.unsqueeze(0), steps
-    return x, steps
+    return x, 0
 
 
 def decay_of(charge: str, given: dict[str, float | Tensor | None]) -> float | Tensor:
@@ -348,13 +349,18 @@ def _surrogates(
     return 0, (0.0, 0.0), False, torch.tensor(rows, dtype=torch.float64)
 
 
+def _check_dense(name: str, value: Tensor) -> None:
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} has {kind}, expected a dense tensor (torch.strided)")
+
+
 def _check_x(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is of type {type(x).__name__}, expected a torch.Tensor [T, N, ...]")
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"x has dtype {x.dtype}, expected float16, bfloat16, float32 or float64")
-    if x.layout != torch.strided:
-        raise TypeError(f"x has layout {x.layout}, expected a dense tensor (torch.strided)")
+    _check_dense("x", x)
     if x.dim() < 2:
         raise ValueError(
             f"x has shape {list(x.shape)}, expected [T, N, ...]: time first, then the batch"
@@ -387,6 +393,13 @@ def check_parameter(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} is {shown}, expected {expected}")
 
 
+def _check_representable(name: str, value: float, dtype: torch.dtype) -> None:
+    """Raises ValueError where the state's dtype turns a number into infinity, or into 0."""
+    limits = torch.finfo(dtype)
+    if abs(value) > limits.max or 0 < abs(value) < limits.smallest_normal * limits.eps:
+        raise ValueError(f"{name} is {value!r}, expected a number that {dtype} can hold")
+
+
 @lru_cache(maxsize=256)
 def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=dtype, device=device)
@@ -395,14 +408,16 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _parameter(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     dtype = reference.state_dtype(x.dtype)
     if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(
                 f"{name} is {value!r} of type {type(value).__name__}, expected a number or a tensor"
             )
         check_parameter(name, value)
+        _check_representable(name, value, dtype)
         if torch.compiler.is_compiling():
             return torch.full((), value, dtype=dtype, device=x.device)
         return _constant(float(value), dtype, x.device)
+    _check_dense(name, value)
     if not value.is_floating_point():
         raise TypeError(f"{name} has dtype {value.dtype}, expected a floating-point tensor")
     if value.dtype == torch.float64 and dtype != torch.float64:
@@ -417,7 +432,9 @@ def _parameter(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     if value.dim() > 0 and not per_channel and not per_neuron:
         allowed = "[]"
         if channels is not None:
-            allowed += f", [{channels}] (one per channel) or {list(x.shape[2:])} (one per neuron)"
+            allowed += f" or [{channels}] (one per channel of x)"
+        if x.dim() > 3:
+            allowed += f" or {list(x.shape[2:])} (one per neuron)"
         raise ValueError(f"{name} has shape {list(value.shape)}, expected {allowed}")
     if not torch.compiler.is_compiling():
         check_parameter(name, value)
@@ -437,7 +454,9 @@ def _state(name: str, value: float | Tensor | None, x: Tensor) -> Tensor | None:
     dtype = reference.state_dtype(x.dtype)
     if not isinstance(value, Tensor):
         check_number(name, value)
+        _check_representable(name, value, dtype)
         return torch.full(x.shape[1:], value, dtype=dtype, device=x.device)
+    _check_dense(name, value)
     if value.dtype not in (dtype, x.dtype):
         raise TypeError(f"{name} has dtype {value.dtype}, expected {dtype}, the dtype of the state")
     if value.device != x.device:

@@ -45,7 +45,7 @@ def triangle(z: Tensor, width: float, scale: float) -> Tensor:
 
 def rectangle(z: Tensor, width: float, scale: float) -> Tensor:
     """``scale`` where ``|z| < width / 2``."""
-    return torch.where(z.abs() < width / 2, scale, 0).to(z.dtype)
+    return scale * (z.abs() < width / 2).to(z.dtype)
 
 
 def exponential(z: Tensor, scale: float, slope: float) -> Tensor:
@@ -113,14 +113,14 @@ class Neuron(NamedTuple):
 
     decay: Tensor
     threshold: Tensor
-    synapse_decay: Tensor | None
-    charging: int
-    v_rest: float
-    gain: float
-    synapse: int
-    reset: int
-    v_reset: float
-    strict: bool
+    synapse_decay: Tensor | None = None
+    charging: int = LEAK
+    v_rest: float = 0.0
+    gain: float = 1.0
+    synapse: int = NO_SYNAPSE
+    reset: int = HARD
+    v_reset: float = 0.0
+    strict: bool = False
 
     def fires(self, v: Tensor) -> Tensor:
         """Fire."""
@@ -265,15 +265,16 @@ def lif_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Conduct, charge, fire and reset over all time steps: ``(spikes, state, synaptic current)``.
 
-    ``x`` has ``timesteps`` steps, or one that is held. The final state and current are empty unless
-    ``return_state``, the current also where there is no synapse. A delayed spike leaves one step
-    after the membrane reached the threshold.
+    ``timesteps`` is 0 where ``x`` has them all, and their number where its one step is held. The
+    final state and current are empty unless ``return_state``, the current also where there is no
+    synapse. A delayed spike leaves one step after the membrane reached the threshold.
     """
     dtype = state_dtype(x.dtype)
     neuron = _neuron(
         x, decay, threshold, synapse_decay, charge, v_rest, gain, synapse, reset, v_reset, strict
     )
     u, c = _start(v_init, x), _start(current_init, x)
+    timesteps = timesteps or x.shape[0]
     spikes = empty_steps(x, x.dtype, timesteps)
     fired = neuron.fires(u)
     for x_t, out in zip(x.expand(timesteps, *x.shape[1:]).unbind(0), spikes.unbind(0), strict=True):
@@ -340,6 +341,7 @@ def lif_backward(
         x, decay, threshold, synapse_decay, charge, v_rest, gain, synapse, reset, v_reset, strict
     )
     start = _start(v_init, x)
+    held, timesteps = timesteps > 0, timesteps or x.shape[0]
     states, synapses = [start], [_start(current_init, x)]
     membranes, currents, inputs = [], [], []
     for x_t in x.expand(timesteps, *x.shape[1:]).unbind(0):
@@ -353,7 +355,6 @@ def lif_backward(
 
     grad_x = empty_steps(x, x.dtype, x.shape[0])
     empty = x.new_empty(0, dtype=dtype)
-    held = x.shape[0] != timesteps
 
     def gradients(
         steps: list[Tensor], parameters: dict[str, Tensor], of_state: Tensor, of_current: Tensor

@@ -32,7 +32,7 @@ Parameter<F> parameter_of(const Tensor& values, const StepLayout& layout, const 
   if (values.dim() == 1 && x.dim() > 2 && count == x.size(2) && values.is_contiguous()) {
     return {static_cast<const F*>(data), count, layout.channel_stride()};
   }
-  STD_TORCH_CHECK(values.dim() == x.dim() - 1 && count == layout.numel() && layout.holds(values, 0),
+  STD_TORCH_CHECK(layout.has_shape_of(values, 0) && layout.holds(values, 0),
                   "snnkern: a parameter needs one value, one per channel, or one per neuron in the "
                   "layout of the steps of x");
   return {static_cast<const F*>(data), count, 1};
@@ -61,6 +61,9 @@ LifDynamics<F> dynamics_of(const Tensor& x, const StepLayout& layout, const Tens
           synapse_decay ? parameter_of<F>(*synapse_decay, layout, x) : Parameter<F>{nullptr, 1, 1}};
 }
 
+// `held` is 0 where x has all its time steps, and their number where its one step is held.
+int64_t timesteps_of(const Tensor& x, int64_t held) { return held ? held : x.size(0); }
+
 LifShape shape_of(const Tensor& x, const Tensor& steps, const StepLayout& layout,
                   int64_t timesteps) {
   STD_TORCH_CHECK(timesteps >= 1 && (x.size(0) == timesteps || x.size(0) == 1), "snnkern: x has ",
@@ -71,8 +74,7 @@ LifShape shape_of(const Tensor& x, const Tensor& steps, const StepLayout& layout
 std::optional<Tensor> state_in(const std::optional<Tensor>& state, const Tensor& x,
                                const StepLayout& layout) {
   if (!state) return std::nullopt;
-  STD_TORCH_CHECK(state->scalar_type() == state_type_of(x) && state->dim() == x.dim() - 1 &&
-                      state->numel() == layout.numel(),
+  STD_TORCH_CHECK(state->scalar_type() == state_type_of(x) && layout.has_shape_of(*state, 0),
                   "snnkern: a state needs the dtype of the state and the shape of x[0]");
   return layout.step(*state);
 }
@@ -90,12 +92,13 @@ Tensor nothing(ScalarType dtype, const Tensor& like) {
 enum class SpikeFormat : int64_t { kInput = 0, kUint8 = 1, kBits = 2 };
 
 std::tuple<Tensor, Tensor, Tensor> lif_forward_op(
-    const Tensor& x, int64_t timesteps, const Tensor& decay, const Tensor& threshold,
+    const Tensor& x, int64_t held, const Tensor& decay, const Tensor& threshold,
     const std::optional<Tensor>& synapse_decay, const std::optional<Tensor>& v_init,
     const std::optional<Tensor>& current_init, int64_t charge, double v_rest, double gain,
     int64_t synapse, int64_t reset, double v_reset, bool strict, bool delayed_spike,
     int64_t spike_format, bool return_state) {
   const StepLayout layout(x);
+  const int64_t timesteps = timesteps_of(x, held);
   const Tensor steps = layout.steps(x);
   const std::optional<Tensor> init = state_in(v_init, x, layout);
   const std::optional<Tensor> current = state_in(current_init, x, layout);
@@ -163,20 +166,21 @@ using BackwardGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 
 BackwardGradients lif_backward_op(
     const Tensor& grad_spikes, const std::optional<Tensor>& grad_state,
-    const std::optional<Tensor>& grad_current, const Tensor& x, int64_t timesteps,
-    const Tensor& decay, const Tensor& threshold, const std::optional<Tensor>& synapse_decay,
+    const std::optional<Tensor>& grad_current, const Tensor& x, int64_t held, const Tensor& decay,
+    const Tensor& threshold, const std::optional<Tensor>& synapse_decay,
     const std::optional<Tensor>& v_init, const std::optional<Tensor>& current_init, int64_t charge,
     double v_rest, double gain, int64_t synapse, int64_t reset, double v_reset, bool strict,
     bool delayed_spike, bool detach_reset, int64_t surrogate,
     const std::vector<double>& surrogate_args, bool normalized,
     const std::optional<Tensor>& surrogate_table, bool parameter_gradients) {
   const StepLayout layout(x);
+  const int64_t timesteps = timesteps_of(x, held);
   const auto choices = surrogates_of(surrogate, surrogate_args, normalized, surrogate_table);
   const auto samples = static_cast<int64_t>(choices.size());
   STD_TORCH_CHECK(samples == 1 || samples == x.size(1), "snnkern: ", samples,
                   " surrogates for a batch of ", x.size(1));
   STD_TORCH_CHECK(grad_spikes.scalar_type() == x.scalar_type() &&
-                      grad_spikes.numel() == timesteps * layout.numel(),
+                      layout.has_shape_of(grad_spikes, 1) && grad_spikes.size(0) == timesteps,
                   "snnkern: grad_spikes needs the dtype of x and the shape of the spikes");
   const Tensor steps = layout.steps(x);
   const Tensor grads = layout.steps(grad_spikes);
@@ -221,7 +225,7 @@ BackwardGradients lif_backward_op(
         choices.data(),
         samples,
         layout.sample_stride(),
-        x.size(0) != timesteps,
+        held != 0,
         grad_x.mutable_data_ptr(),
         mutable_or_null(grad_v_init, init.has_value()),
         mutable_or_null(grad_current_init, current.has_value()),

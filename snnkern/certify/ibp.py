@@ -104,21 +104,16 @@ def interval_lif(layer: LIF, box: Interval) -> Interval:
         )
     if layer.charge != "leak" or layer.gain != 1 or layer.synapse != "none" or layer.delayed_spike:
         raise TypeError(
-            f"model holds LIF({layer.extra_repr()}), expected charge='leak' without gain, synapse or "
-            "delayed spikes: the others are not monotone in floating point"
+            f"model holds LIF({layer.extra_repr()}), expected charge='leak' without gain, synapse "
+            "or delayed spikes: the others are not monotone in floating point"
         )
     dtype = reference.state_dtype(box.lower.dtype)
     neuron = reference.Neuron(
         reference.broadcast(layer.dynamics()["leak"].to(dtype), box.lower),
         reference.broadcast(layer.dynamics()["threshold"].to(dtype), box.lower),
-        None,
-        reference.LEAK,
-        0.0,
-        1.0,
-        reference.NO_SYNAPSE,
-        reference.RESETS.index(layer.reset),
-        layer.v_reset,
-        layer.strict,
+        reset=reference.RESETS.index(layer.reset),
+        v_reset=layer.v_reset,
+        strict=layer.strict,
     )
     start = torch.full_like(box.lower[0], layer.v_init or 0.0, dtype=dtype)
     rest = neuron._replace(reset=reference.NONE)
