@@ -6,7 +6,6 @@ what is reported is the median over rounds of the ratio within the round.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -44,22 +43,6 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         return f"pages {self.pages}, {self.threads} thread{'s' if self.threads > 1 else ''}"
-
-
-def can_keep_pages() -> bool:
-    return platform.libc_ver()[0] == "glibc"
-
-
-def keep_pages() -> None:
-    """Has glibc keep freed memory, for the rest of the process.
-
-    The same as MALLOC_MMAP_MAX_=0 and a huge MALLOC_TRIM_THRESHOLD_ in the environment. By default
-    large tensors are given back to the system, which zeroes every page of the next one.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    libc = ctypes.CDLL(None)
-    if not (libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1)):
-        raise RuntimeError("mallopt of the C library refused to keep freed pages")
 
 
 class Quartiles(NamedTuple):

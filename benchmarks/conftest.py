@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+import snnkern
 from benchmarks import comparison
 from benchmarks.comparison import PAGES, Compare, Comparison, Contenders, Setting
+from snnkern.memory import can_keep_pages
 
 COMPARISONS = pytest.StashKey[list[Comparison]]()
 RESULTS = Path(__file__).with_name("results")
@@ -24,7 +26,7 @@ def _comma_separated(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 def _pages(text: str) -> str:
     if text not in PAGES:
         raise argparse.ArgumentTypeError(f"{text!r}, expected {' or '.join(PAGES)}")
-    if text == "kept" and not comparison.can_keep_pages():
+    if text == "kept" and not can_keep_pages():
         raise argparse.ArgumentTypeError("'kept' needs glibc, whose malloc can be told to")
     return text
 
@@ -40,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pages",
         type=_comma_separated(_pages),
-        default=list(PAGES) if comparison.can_keep_pages() else ["default"],
+        default=list(PAGES) if can_keep_pages() else ["default"],
         metavar="default,kept",
         help="the allocator as it is, or told to keep freed pages (default: both)",
     )
@@ -80,7 +82,7 @@ def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
     """The setting that the process is in."""
     setting: Setting = request.param
     if setting.pages == "kept":
-        comparison.keep_pages()
+        snnkern.keep_pages()
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     yield setting

@@ -5,6 +5,7 @@ from snnkern import attacks, certify, data, functional, models, nn, surrogate, t
 from snnkern._info import backends, info
 from snnkern._version import __version__
 from snnkern.attacks import evaluate
+from snnkern.memory import keep_pages
 from snnkern.nn import IF, LIF, gradient
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "functional",
     "gradient",
     "info",
+    "keep_pages",
     "models",
     "nn",
     "surrogate",

@@ -114,6 +114,26 @@ class LIFFunction(torch.autograd.Function):
         return (*wanted, None, None)
 
 
+class RateCode(torch.autograd.Function):
+    """Spikes drawn at the rate of a value; backward passes straight through the draw.
+
+    The gradient of the value is the sum over time of its spikes' gradients, which is what makes
+    attacks crafted on the spiking network itself possible (Algorithm 1 of Sharmin et al. 2020).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, draws: Tensor, signed: bool, strict: bool) -> Tensor:
+        """``[N, ...]`` and draws ``[T, N, ...]`` to spikes ``[T, N, ...]``."""
+        if signed:
+            return x.sign() * (draws <= x.abs())
+        return (draws < x if strict else draws <= x).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """The sum over time."""
+        return grads[0].sum(0), None, None, None
+
+
 class Bounded(torch.autograd.Function):
     """Clamps a parameter; stops its gradient only where a descent step would lead further out."""
 

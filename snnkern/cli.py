@@ -45,8 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "demo":
+            from snnkern import keep_pages
             from snnkern.demo import demo
 
+            keep_pages()
             demo(options.folder, options.seed, options.epochs, not options.quiet)
         else:
             from snnkern import info
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("snnkern: interrupted", file=sys.stderr)
         return 130
-    except (ImportError, OSError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, ValueError) as error:
         print(f"snnkern: {error}", file=sys.stderr)
         return 1
     return 0

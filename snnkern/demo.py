@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import time
 from pathlib import Path
@@ -59,6 +60,7 @@ def run_demo(folder: Path, seed: int = 0, epochs: int = 40, progress: bool = Tru
         epochs: of either training.
         progress: show progress bars.
     """
+    check_writable(folder)
     split = digits(seed=seed)
     methods: dict[str, tuple[str, Method]] = {
         "Natural": ("cross entropy", Natural()),
@@ -110,6 +112,15 @@ def run_demo(folder: Path, seed: int = 0, epochs: int = 40, progress: bool = Tru
     study.save(folder)
     write_report(study, folder)
     return study
+
+
+def check_writable(folder: Path) -> None:
+    """Raises now, not after the training, where results cannot be written to ``folder``."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{existing} is a file, expected a folder to write results to")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"{existing} cannot be written to")
 
 
 def measure(

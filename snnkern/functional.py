@@ -14,7 +14,7 @@ from torch import Tensor
 from snnkern import _load, reference
 from snnkern._checks import check_int, check_number
 from snnkern._layout import step_strides
-from snnkern.autograd import LIFConfig, LIFFunction
+from snnkern.autograd import LIFConfig, LIFFunction, RateCode
 from snnkern.surrogate import KINDS, Surrogate, Triangle
 
 Charge = Literal["leak", "euler", "euler_box", "decay_input", "decay"]
@@ -189,7 +189,8 @@ def lif(
             one.
         strict: fire at ``v > threshold`` instead of ``v >= threshold``.
         delayed_spike: a spike leaves one step after the membrane reached the threshold, as in the
-            networks of hybrid training (with ``reset="delayed_soft"``, ``strict=True``).
+            networks of hybrid training (``strict=True``); with ``reset="delayed_soft"`` or
+            ``"none"``.
         timesteps: T, where ``x`` is ``[1, N, ...]`` and held for all steps.
         spike_format: ``"input"``: the dtype of ``x``; ``"uint8"``; or ``"bits"``, packed
             ``[T, ceil(neurons / 8)]`` in the order of memory. The latter two cannot be
@@ -235,6 +236,11 @@ def lif(
     for name, number in (("v_rest", v_rest), ("gain", gain), ("v_reset", v_reset)):
         check_number(name, number)
         _check_representable(name, number, reference.state_dtype(x.dtype))
+    if delayed_spike and reset in ("hard", "soft"):
+        raise ValueError(
+            f"delayed_spike is True and reset is {reset!r}, expected 'delayed_soft' or 'none': a "
+            "state that was reset does not tell that a spike is still to leave"
+        )
     held, steps = _held(x, timesteps)
     decay = decay_of(charge, {"leak": leak, "tau": tau, "rate": rate})
     has_synapse = synapse != "none"
@@ -283,6 +289,56 @@ def lif(
     if not return_state:
         return spikes
     return (spikes, state, current) if has_synapse else (spikes, state)
+
+
+Coding = Literal["poisson", "signed_poisson", "bernoulli"]
+CODINGS = ("poisson", "signed_poisson", "bernoulli")
+
+
+def encode(
+    x: Tensor,
+    timesteps: int | None = None,
+    coding: Coding = "poisson",
+    *,
+    generator: torch.Generator | None = None,
+    draws: Tensor | None = None,
+) -> Tensor:
+    """Rate coding: spikes ``[T, N, ...]`` drawn anew in every step at the rate of ``x``.
+
+    With uniform draws r in ``[0, 1)``: ``"poisson"`` fires where ``r <= x``, ``"bernoulli"`` where
+    ``r < x`` (eq. 5 of Liang et al. 2022); ``"signed_poisson"`` gives ``sign(x)`` where ``r <=
+    |x|``, for inputs in ``[-1, 1]`` (the code of Sharmin et al. 2020).
+
+    Args:
+        x: values ``[N, ...]``, floating point.
+        timesteps: T, at least 1; not needed with ``draws``.
+        coding: see above.
+        generator: makes the draws repeatable.
+        draws: the draws themselves, ``[T, N, ...]``, instead of new ones.
+
+    Returns:
+        Spikes of the dtype of ``x``. The gradient passes straight through the draw: that of ``x``
+        is the sum over time.
+
+    Raises:
+        TypeError: ``x`` is no floating-point tensor.
+        ValueError: an unknown coding, no time steps, or draws of another shape.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in FLOAT_DTYPES:
+        kind = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+        raise TypeError(f"x has {kind}, expected a floating-point tensor [N, ...]")
+    if coding not in CODINGS:
+        raise ValueError(f"coding is {coding!r}, expected one of {', '.join(CODINGS)}")
+    if draws is None:
+        check_int("timesteps", timesteps, 1)
+        shape = (timesteps, *x.shape)
+        draws = torch.rand(shape, dtype=x.dtype, device=x.device, generator=generator)
+    elif draws.shape[1:] != x.shape or timesteps not in (None, len(draws)):
+        raise ValueError(
+            f"draws has shape {list(draws.shape)}, expected {[timesteps or 'T', *x.shape]}"
+        )
+    spikes: Tensor = RateCode.apply(x, draws, coding == "signed_poisson", coding == "bernoulli")
+    return spikes
 
 
 def _held(x: Tensor, timesteps: int | None) -> tuple[Tensor, int]:

@@ -203,13 +203,14 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
 def pack_bits(spikes: Tensor) -> Tensor:
     """Spikes ``[T, neurons]`` as bits ``[T, ceil(neurons / 8)]`` uint8, first neuron lowest."""
     padded = torch.nn.functional.pad(spikes.bool().to(torch.uint8), (0, -spikes.shape[1] % 8))
-    bits = padded.unflatten(1, (-1, 8)) << torch.arange(8, dtype=torch.uint8, device=spikes.device)
-    return bits.sum(2, dtype=torch.uint8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=spikes.device)
+    return (padded.view(len(spikes), -1, 8) * weights).sum(2, dtype=torch.uint8)
 
 
 def in_memory_order(spikes: Tensor) -> Tensor:
     """``[T, neurons]``: the neurons of a step in the order in which they lie in memory."""
-    order = sorted(range(1, spikes.dim()), key=lambda d: -spikes.stride(d))
+    strides = spikes.stride()
+    order = sorted(range(1, spikes.dim()), key=lambda d: -strides[d])
     return spikes.permute(0, *order).flatten(1)
 
 
@@ -324,7 +325,7 @@ def lif_backward(
     normalized: bool,
     surrogate_table: Tensor | None,
     parameter_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Backpropagation through time.
 
     Gradients of ``x`` (summed over time where it is held), ``decay``, ``threshold``,
@@ -358,7 +359,7 @@ def lif_backward(
 
     def gradients(
         steps: list[Tensor], parameters: dict[str, Tensor], of_state: Tensor, of_current: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         if held:
             grad_x[0].copy_(torch.stack(steps).flip(0).sum(0))
         else:

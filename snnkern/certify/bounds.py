@@ -40,17 +40,24 @@ def bounds(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
-    if not isinstance(model, SpikingNetwork):
+    plain = type(model).forward is SpikingNetwork.forward
+    if not isinstance(model, SpikingNetwork) or not plain:
         raise TypeError(
-            f"model is a {type(model).__name__}, expected a snnkern.models.SpikingNetwork"
+            f"model is a {type(model).__name__}, expected a snnkern.models.SpikingNetwork that "
+            "runs its parts in their order"
         )
+    if lower.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"lower has dtype {lower.dtype}, expected float32 or float64")
     if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.numel() == 0:
         raise ValueError(
             f"lower is {lower.dtype} {list(lower.shape)} and upper {upper.dtype} "
             f"{list(upper.shape)}, expected two like tensors of at least one image"
         )
-    if not bool((lower <= upper).all()):
-        raise ValueError("lower exceeds upper somewhere (or is NaN), expected lower <= upper")
+    if not bool((lower <= upper).all() and lower.isfinite().all() and upper.isfinite().all()):
+        raise ValueError(
+            "lower exceeds upper somewhere (or is NaN), or is infinite, expected finite "
+            "lower <= upper"
+        )
     if y.dtype != torch.int64 or y.shape != lower.shape[:1]:
         raise ValueError(
             f"y is {y.dtype} {list(y.shape)}, expected int64 labels [{lower.shape[0]}]"
@@ -59,11 +66,8 @@ def bounds(
         box = ibp.propagate(
             model.encoder, ibp.propagate(model.normalize, ibp.Interval(lower, upper))
         )
-        num_classes = model(lower[:1]).shape[1]
-        if not bool(((y >= 0) & (y < num_classes)).all()):
-            raise ValueError(f"y has values outside the model's classes, 0 to {num_classes - 1}")
         layers = list(model.layers) if isinstance(model.layers, nn.Sequential) else [model.layers]
-        return ibp.margins(layers, model.readout, box, y, num_classes)
+        return ibp.margins(layers, model.readout, box, y)
 
 
 @dataclass(frozen=True)

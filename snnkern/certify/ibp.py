@@ -209,10 +209,11 @@ def propagate(module: nn.Module, box: Interval) -> Interval:
     Raises:
         TypeError: there is no rule for the module.
     """
-    for kind in type(module).__mro__:
-        if kind in RULES:
-            return RULES[kind](module, box)
-    if isinstance(module, nn.Sequential):
+    for kind, rule in RULES.items():
+        # A subclass that runs differently is not what the rule is about.
+        if isinstance(module, kind) and type(module).forward is kind.forward:
+            return rule(module, box)
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for part in module:
             box = propagate(part, box)
         return box
@@ -223,17 +224,24 @@ def propagate(module: nn.Module, box: Interval) -> Interval:
     )
 
 
-def margins(
-    layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tensor, num_classes: int
-) -> Tensor:
+def _others(y: Tensor, num_classes: int) -> Tensor:
+    """The classes other than y, ascending, ``[N, K - 1]``."""
+    if not bool(((y >= 0) & (y < num_classes)).all()):
+        raise ValueError(
+            f"y has values outside the model's classes, 0 to {num_classes - 1}: from "
+            f"{y.min().item()} to {y.max().item()}"
+        )
+    every = torch.arange(num_classes, device=y.device).expand(len(y), -1)
+    return every[every != y[:, None]].view(len(y), -1)
+
+
+def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tensor) -> Tensor:
     """Lower bounds of the margins ``logit[y] - logit[j]``, ``[N, K - 1]``, j ascending without y.
 
     ``box`` bounds the input of ``layers``, the last of a network before its readout. Spikes are
     counted over time, which is exact. Where the last layer is linear, the margin is bounded through
     the difference of its rows, not as a difference of bounds.
     """
-    others = torch.arange(num_classes, device=y.device).expand(len(y), -1)
-    others = others[others != y[:, None]].view(len(y), -1)
     timesteps = box.lower.shape[0]
     last = layers[-1]
     if isinstance(last, TimeDistributed) and isinstance(last.module, nn.Linear):
@@ -241,6 +249,7 @@ def margins(
             box = propagate(layer, box)
         counts = Interval(box.lower.sum(0), box.upper.sum(0))
         weight, bias = last.module.weight, last.module.bias
+        others = _others(y, len(weight))
         difference = weight[y][:, None] - weight[others]  # [N, K - 1, features]
         constant = torch.zeros_like(difference[..., 0])
         size = constant
@@ -258,6 +267,7 @@ def margins(
         for layer in layers:
             box = propagate(layer, box)
         counts = Interval(box.lower.sum(0), box.upper.sum(0))
+        others = _others(y, counts.lower.shape[1])
         total = counts.lower.gather(1, y[:, None]) - counts.upper.gather(1, others)
     else:
         raise TypeError(

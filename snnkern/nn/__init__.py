@@ -1,6 +1,6 @@
 """Modules: neurons, encoders, containers along time, readouts."""
 
-from snnkern.nn.encoding import Direct
+from snnkern.nn.encoding import Direct, RateCoding
 from snnkern.nn.gradient import Gradient, GradientMode, gradient
 from snnkern.nn.neuron import IF, LIF
 from snnkern.nn.recording import watch_spikes
@@ -13,6 +13,7 @@ __all__ = [
     "Gradient",
     "GradientMode",
     "MeanReadout",
+    "RateCoding",
     "SumReadout",
     "TimeDistributed",
     "gradient",

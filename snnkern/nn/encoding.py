@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from snnkern._checks import check_int
+from snnkern import functional
+from snnkern._checks import check_int, check_number
 from snnkern.nn.gradient import GradientMode
 
 
@@ -30,3 +32,40 @@ class Direct(GradientMode):
     def extra_repr(self) -> str:
         """T."""
         return f"timesteps={self.timesteps}"
+
+
+class RateCoding(GradientMode):
+    """Rate coding: every step draws spikes at the rate of the image.
+
+    See ``snnkern.functional.encode``. As part of a ReLU network it passes the scaled image on.
+
+    Args:
+        timesteps: T, at least 1.
+        coding: ``"poisson"``, ``"signed_poisson"`` or ``"bernoulli"``.
+        rate: the largest rate: inputs are scaled by it.
+    """
+
+    def __init__(
+        self, timesteps: int, coding: functional.Coding = "poisson", rate: float = 1.0
+    ) -> None:
+        super().__init__()
+        check_int("timesteps", timesteps, 1)
+        check_number("rate", rate, low=0, high=1, open_low=True)
+        if coding not in functional.CODINGS:
+            raise ValueError(
+                f"coding is {coding!r}, expected one of {', '.join(functional.CODINGS)}"
+            )
+        self.timesteps = timesteps
+        self.coding: functional.Coding = coding
+        self.rate = rate
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``[N, ...] -> [T, N, ...]``."""
+        scaled = self.rate * x if self.rate != 1 else x
+        if self.is_relu:
+            return scaled.unsqueeze(0)
+        return functional.encode(scaled, self.timesteps, self.coding, generator=generator)
+
+    def extra_repr(self) -> str:
+        """T, coding and rate."""
+        return f"timesteps={self.timesteps}, coding={self.coding!r}, rate={self.rate:g}"

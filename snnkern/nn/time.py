@@ -48,8 +48,9 @@ class TimeDistributed(nn.Module):
         return merged.view(timesteps, -1, *merged.shape[1:])
 
     def _is_time_invariant(self) -> bool:
-        leaves = (module for module in self.module.modules() if not list(module.children()))
-        return all(isinstance(leaf, _TIME_INVARIANT) for leaf in leaves)
+        # Exact types: what a subclass or a container of the user's own does is not known.
+        parts = list(self.module.modules())
+        return all(type(part) in _TIME_INVARIANT or type(part) is nn.Sequential for part in parts)
 
 
 class MeanReadout(nn.Module):

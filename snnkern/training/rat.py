@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnkern._checks import check_int, check_number
 from snnkern.attacks import FGSM, RFGSM, Attack
 from snnkern.training.method import Method
 
@@ -59,6 +60,13 @@ class RAT(Method):
     beta: float = 0.001
     wide: int = 200
     share: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that mean nothing."""
+        check_number("RAT: eps", self.eps, low=0)
+        check_number("RAT: beta", self.beta, low=0)
+        check_int("RAT: wide", self.wide, 1)
+        check_number("RAT: share", self.share, low=0, high=1, open_low=True)
 
     def mix(self) -> tuple[Attack, ...]:
         """The attacks to draw from."""
