@@ -59,7 +59,7 @@ template <class P>
 Tiling tiling_of_pass(const P& p, bool in_blocks, std::int64_t kept) {
   const bool converted = p.shape.dtype == Dtype::kFloat16 || p.shape.dtype == Dtype::kBFloat16;
   if (!in_blocks) return Tiling::of(p.shape, kept, kLargestStepsTile);
-  return Tiling::of(p.shape, 1, converted ? kLargestConvertedTile : kLargestTile);
+  return Tiling::of(p.shape, 1, converted || p.affine ? kLargestConvertedTile : kLargestTile);
 }
 
 }  // namespace
@@ -105,6 +105,24 @@ void lif_backward(const LifBackward<F>& p, const Tiling& tiling, std::int64_t fi
 }
 
 template <class F>
+void moments(const LifShape& shape, const void* x, const Parameter<F>& centre, F* neuron_sum,
+             F* neuron_square, const Tiling& tiling, std::int64_t first, std::int64_t last) {
+  const Affine<F> none;
+  for (std::int64_t begin = first * tiling.size; first < last; ++first, begin += tiling.size) {
+    const std::int64_t n = std::min(tiling.size, shape.neurons - begin);
+    Rows<F> rows(tiling.size, 1 + Currents<F>::rows_needed(1));
+    F* const centres = rows.take();
+    fill_row(centre, begin, begin + n, centres);
+    const Currents<F> currents(shape, x, none, begin, n, 1, rows);
+    std::fill_n(neuron_sum + begin, n, F(0));
+    std::fill_n(neuron_square + begin, n, F(0));
+    for (std::int64_t t = 0; t < shape.timesteps; ++t) {
+      moments_row(n, currents.raw(t, 1).data, centres, neuron_sum + begin, neuron_square + begin);
+    }
+  }
+}
+
+template <class F>
 void reduce_to_parameter(const F* neuron_grad, std::int64_t neurons, std::int64_t count,
                          std::int64_t repeat, F* grad) {
   const auto sums = std::make_unique<double[]>(static_cast<std::size_t>(count));
@@ -124,6 +142,10 @@ template void lif_forward(const LifForward<float>&, const Tiling&, std::int64_t,
 template void lif_forward(const LifForward<double>&, const Tiling&, std::int64_t, std::int64_t);
 template void lif_backward(const LifBackward<float>&, const Tiling&, std::int64_t, std::int64_t);
 template void lif_backward(const LifBackward<double>&, const Tiling&, std::int64_t, std::int64_t);
+template void moments(const LifShape&, const void*, const Parameter<float>&, float*, float*,
+                      const Tiling&, std::int64_t, std::int64_t);
+template void moments(const LifShape&, const void*, const Parameter<double>&, double*, double*,
+                      const Tiling&, std::int64_t, std::int64_t);
 template void reduce_to_parameter(const float*, std::int64_t, std::int64_t, std::int64_t, float*);
 template void reduce_to_parameter(const double*, std::int64_t, std::int64_t, std::int64_t, double*);
 

@@ -45,10 +45,32 @@ struct LifDynamics {
   Parameter<F> synapse_decay;
 };
 
+// What the neurons see of x: scale * x + shift, per channel; x itself where there is none. This is
+// how normalisation reaches them without a normalised tensor.
+template <class F>
+struct Affine {
+  Parameter<F> scale{nullptr, 1, 1};
+  Parameter<F> shift{nullptr, 1, 1};
+  explicit operator bool() const { return scale.data != nullptr; }
+};
+
+// What becomes of g, the gradient of scale * x + shift, where x was normalised.
+template <class F>
+struct NormGradient {
+  Parameter<F> mean{nullptr, 1, 1};
+  F* neuron_sum = nullptr;  // [neurons], or null: not wanted. Sums over time of g,
+  F* neuron_dot = nullptr;  // and of g * (x - mean)
+  // grad_x = from_g * g + from_x * (x - mean) + constant; null: not wanted.
+  Parameter<F> from_g{nullptr, 1, 1};
+  Parameter<F> from_x{nullptr, 1, 1};
+  Parameter<F> constant{nullptr, 1, 1};
+};
+
 template <class F>
 struct LifForward {
   LifShape shape;
   LifDynamics<F> dynamics;
+  Affine<F> affine;
   const void* x;             // [timesteps, neurons]
   const F* v_init;           // [neurons], or null: rest
   const F* current_init;     // [neurons], or null: none
@@ -78,6 +100,8 @@ template <class F>
 struct LifBackward {
   LifShape shape;
   LifDynamics<F> dynamics;
+  Affine<F> affine;
+  NormGradient<F> norm;     // used with affine
   const void* x;            // [timesteps, neurons]
   const F* v_init;          // [neurons], or null: rest
   const F* current_init;    // [neurons], or null: none
@@ -106,6 +130,11 @@ Tiling tiling_of(const LifBackward<F>& p);
 template <class F>
 void lif_backward(const LifBackward<F>& p, const Tiling& tiling, std::int64_t first,
                   std::int64_t last);
+
+// Sums over time of x - centre and of its square, per neuron, for tiles [first, last).
+template <class F>
+void moments(const LifShape& shape, const void* x, const Parameter<F>& centre, F* neuron_sum,
+             F* neuron_square, const Tiling& tiling, std::int64_t first, std::int64_t last);
 
 // Sums the gradients of the neurons that share a parameter value, always in the same order.
 // `neuron_grad` is [neurons], `grad` is [count]; neuron p has value (p / repeat) % count.

@@ -138,19 +138,20 @@ void init_gradient(const LifBackward<float>& p, const Uniform& neurons,
 
 void forward_in_blocks(const LifForward<float>& p, std::int64_t begin, std::int64_t n,
                        std::int64_t length) {
-  const auto [dtype, T, N, x_step] = p.shape;
-  Rows<float> rows(length, 1 + 2 * kBlock + Uniform::kRows);
+  const std::int64_t T = p.shape.timesteps;
+  Rows<float> rows(length,
+                   1 + kBlock + Uniform::kRows + Currents<float>::rows_needed(kBlock));
   float* const u = rows.take();
-  float* const x_buffer = rows.take(kBlock);
   float* const s_buffer = rows.take(kBlock);
   const Uniform neurons =
       gather_neurons<true>(p.dynamics, begin, begin + n, length, rows.take(Uniform::kRows));
+  const Currents<float> currents(p.shape, p.x, p.affine, begin, n, kBlock, rows);
   start_from(p.v_init, begin, n, u);
   with_reset(p.dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
     for (std::int64_t block = 0; block < blocks_of(T); ++block) {
       visit_block(T, block, [&](auto steps, std::int64_t t) {
         const std::int64_t to = t * p.spikes_step + begin;
-        const auto x = load_rows(dtype, p.x, t * x_step + begin, x_step, steps, n, x_buffer);
+        const auto x = currents.rows(t, steps);
         const auto s = target_rows(p.spike_dtype, p.spikes, to, p.spikes_step, n, s_buffer);
         step_rows<kReset, steps, true>(n, neurons, x.data, x.step, u, u, s.data, s.step);
         store_rows(p.spike_dtype, s, p.spikes, to, p.spikes_step, steps, n);
@@ -162,24 +163,21 @@ void forward_in_blocks(const LifForward<float>& p, std::int64_t begin, std::int6
 
 void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::int64_t n,
                         std::int64_t length) {
-  const auto [dtype, T, N, x_step] = p.shape;
+  const std::int64_t T = p.shape.timesteps;
   const SurrogateChoice& surrogate = p.surrogates[0];
   const std::int64_t blocks = blocks_of(T);
-  Rows<float> rows(length, blocks + 3 * kBlock + 4 + Uniform::kRows);
+  Rows<float> rows(length, blocks + kBlock + 3 + Uniform::kRows +
+                               Currents<float>::rows_needed(kBlock) +
+                               InputGradient<float>::rows_needed(kBlock));
   float* const states = rows.take(blocks);  // before every block
-  float* const x_buffer = rows.take(kBlock);
   float* const gs_buffer = rows.take(kBlock);
-  float* const gx_buffer = rows.take(kBlock);
-  float* const gx_sum = rows.take();
   float* const grad_v = rows.take();
   float* const grad_decay = rows.take();
   float* const grad_threshold = rows.take();
   const Uniform neurons =
       gather_neurons<true>(p.dynamics, begin, begin + n, length, rows.take(Uniform::kRows));
-  const InputGradient<float> grad_x(p, begin, n, gx_buffer, gx_sum);
-  const auto currents = [&](std::int64_t t, std::int64_t steps) {
-    return load_rows(dtype, p.x, t * x_step + begin, x_step, steps, n, x_buffer);
-  };
+  const Currents<float> currents(p.shape, p.x, p.affine, begin, n, kBlock, rows);
+  const InputGradient<float> grad_x(p, currents, begin, n, kBlock, rows);
   start_from(p.v_init, begin, n, states);
   with_reset(p.dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
     if (surrogate.kind == Surrogate::kRate) {
@@ -187,7 +185,7 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
       std::fill_n(fired, n, 0.0f);
       for (std::int64_t block = 0; block < blocks; ++block) {
         visit_block(T, block, [&](auto steps, std::int64_t t) {
-          const auto x = currents(t, steps);
+          const auto x = currents.rows(t, steps);
           step_rows<kReset, steps, true>(n, neurons, x.data, x.step, states, states, gs_buffer, n);
           for (std::int64_t k = 0; k < steps; ++k) largest_row(n, gs_buffer + k * n, fired);
         });
@@ -197,7 +195,7 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
     }
     for (std::int64_t block = 0; block + 1 < blocks; ++block) {
       visit_block(T, block, [&](auto steps, std::int64_t t) {
-        const auto x = currents(t, steps);
+        const auto x = currents.rows(t, steps);
         float* const u = states + block * length;
         step_rows<kReset, steps, false>(n, neurons, x.data, x.step, u, u + length, nullptr, 0);
       });
@@ -211,9 +209,9 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
       for (std::int64_t block = blocks - 1; block >= 0; --block) {
         const bool after_end = p.grad_state && block == blocks - 1;
         visit_block(T, block, [&](auto steps, std::int64_t t) {
-          const auto x = currents(t, steps);
-          const auto gs = load_rows(dtype, p.grad_spikes, t * p.grad_step + begin, p.grad_step,
-                                    steps, n, gs_buffer);
+          const auto x = currents.rows(t, steps);
+          const auto gs = load_rows(p.shape.dtype, p.grad_spikes, t * p.grad_step + begin,
+                                    p.grad_step, steps, n, gs_buffer);
           const auto gx = grad_x.target(t);
           const GradientRows at{x.data,     states + block * length, gs.data, gx.data, grad_v,
                                 grad_decay, grad_threshold,          x.step,  gs.step, gx.step};

@@ -123,30 +123,26 @@ SNN_CLONES void conduct_gradient_row(std::int64_t n, const F gain, const F* __re
 template <class F>
 class Steps {
  public:
-  Steps(const LifShape& shape, const LifDynamics<F>& dynamics, std::int64_t begin, std::int64_t n,
-        std::int64_t length, Rows<F>& rows)
-      : shape_(shape), dynamics_(dynamics), begin_(begin), n_(n) {
+  Steps(const LifDynamics<F>& dynamics, const Currents<F>& input, std::int64_t begin,
+        std::int64_t n, std::int64_t length, Rows<F>& rows)
+      : dynamics_(dynamics), input_(input), n_(n) {
     neurons_ = gather_neurons<false>(dynamics, begin, begin + n, length, rows.take(Each<F>::kRows));
     synapse_decay_ = rows.take();
     if (dynamics.synapse != Synapse::kNone) {
       fill_row(dynamics.synapse_decay, begin, begin + n, synapse_decay_);
     }
-    x_buffer_ = rows.take();
   }
-  static constexpr std::int64_t kRows = Each<F>::kRows + 2;
+  static constexpr std::int64_t kRows = Each<F>::kRows + 1;
 
   const Each<F>& neurons() const { return neurons_; }
   const F* synapse_decay() const { return synapse_decay_; }
 
-  // Row t of x as it lies in the tensor.
-  const F* input(const void* x, std::int64_t t) const {
-    const std::int64_t at = t * shape_.x_step + begin_;
-    return load_rows(shape_.dtype, x, at, shape_.x_step, 1, n_, x_buffer_).data;
-  }
+  // Row t of the input.
+  const F* input(std::int64_t t) const { return input_.rows(t, 1).data; }
 
-  // What of row t reaches the membranes, in `out` or where x lies; c moves on.
-  const F* current(const void* x, std::int64_t t, F* c, F* out) const {
-    const F* row = input(x, t);
+  // What of row t reaches the membranes, in `out` or where the input lies; c moves on.
+  const F* current(std::int64_t t, F* c, F* out) const {
+    const F* row = input(t);
     if (dynamics_.synapse == Synapse::kNone && dynamics_.gain == F(1)) return row;
     with_synapse(dynamics_.synapse, [&]<Synapse kSynapse>(Constant<kSynapse>) {
       conduct_row<kSynapse>(n_, dynamics_.gain, synapse_decay_, row, c, out);
@@ -163,11 +159,11 @@ class Steps {
   }
 
  private:
-  const LifShape& shape_;
   const LifDynamics<F>& dynamics_;
-  std::int64_t begin_, n_;
+  const Currents<F>& input_;
+  std::int64_t n_;
   Each<F> neurons_;
-  F *synapse_decay_, *x_buffer_;
+  F* synapse_decay_;
 };
 
 // Which stretch of a tile has which surrogate.
@@ -187,13 +183,14 @@ template <class F>
 void forward_by_steps(const LifForward<F>& p, std::int64_t begin, std::int64_t n,
                       std::int64_t length) {
   const std::int64_t T = p.shape.timesteps;
-  Rows<F> rows(length, 6 + Steps<F>::kRows);
+  Rows<F> rows(length, 6 + Steps<F>::kRows + Currents<F>::rows_needed(1));
   F* const u = rows.take(2);  // before and after a step, in turn
   F* const c = rows.take();
   F* const v = rows.take();
   F* const current = rows.take();
   F* const s_buffer = rows.take();
-  const Steps<F> steps(p.shape, p.dynamics, begin, n, length, rows);
+  const Currents<F> input(p.shape, p.x, p.affine, begin, n, 1, rows);
+  const Steps<F> steps(p.dynamics, input, begin, n, length, rows);
   start_from(p.v_init, begin, n, u);
   start_from(p.current_init, begin, n, c);
   const auto emit = [&](std::int64_t t, const auto& write) {
@@ -207,7 +204,7 @@ void forward_by_steps(const LifForward<F>& p, std::int64_t begin, std::int64_t n
   const std::int64_t delay = p.dynamics.delayed_spike ? 1 : 0;
   if (delay) emit(0, [&](F* s) { fires_row(n, steps.neurons(), u, s); });
   for (std::int64_t t = 0; t < T; ++t) {
-    const F* x = steps.current(p.x, t, c, current);
+    const F* x = steps.current(t, c, current);
     F* const before = u + t % 2 * length;
     F* const after = u + (t + 1) % 2 * length;
     const auto step = [&](F* s) { steps.step(x, before, v, after, s); };
@@ -228,7 +225,8 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
   const std::int64_t T = p.shape.timesteps;
   const std::int64_t delay = dynamics.delayed_spike ? 1 : 0;
   const bool conducted = dynamics.synapse != Synapse::kNone || dynamics.gain != F(1);
-  Rows<F> rows(length, 5 * (T + 1) + 12 + Steps<F>::kRows);
+  Rows<F> rows(length, 5 * (T + 1) + 10 + Steps<F>::kRows + Currents<F>::rows_needed(1) +
+                           InputGradient<F>::rows_needed(1));
   F* const membranes = rows.take(T + 1);  // row 0 is the state before the first step
   F* const states = rows.take(T + 1);     // after t steps
   F* const synapses = rows.take(T + 1);   // the synapse's current after t steps
@@ -238,16 +236,15 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
   F* const normalized = rows.take();
   F* const steps_since = rows.take();
   F* const gs_buffer = rows.take();
-  F* const gx_buffer = rows.take();
-  F* const gx_sum = rows.take();
   F* const grad_v = rows.take();
   F* const grad_current = rows.take();
   F* const grad_c = rows.take();
   F* const grad_decay = rows.take();
   F* const grad_threshold = rows.take();
   F* const grad_synapse = rows.take();
-  const Steps<F> steps(p.shape, dynamics, begin, n, length, rows);
-  const InputGradient<F> grad_x(p, begin, n, gx_buffer, gx_sum);
+  const Currents<F> input(p.shape, p.x, p.affine, begin, n, 1, rows);
+  const Steps<F> steps(dynamics, input, begin, n, length, rows);
+  const InputGradient<F> grad_x(p, input, begin, n, 1, rows);
   const auto at = [&](F* of, std::int64_t t) { return of + t * length; };
 
   start_from(p.v_init, begin, n, states);
@@ -257,7 +254,7 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
   std::fill_n(fired, n, F(0));
   for (std::int64_t t = 0; t < T; ++t) {
     std::copy_n(at(synapses, t), n, at(synapses, t + 1));
-    const F* x = steps.current(p.x, t, at(synapses, t + 1), at(currents, t));
+    const F* x = steps.current(t, at(synapses, t + 1), at(currents, t));
     if (!conducted) std::copy_n(x, n, at(currents, t));
     steps.step(at(currents, t), at(states, t), at(membranes, t + 1), at(states, t + 1), spikes);
     if (t + delay < T) largest_row(n, spikes, fired);
@@ -314,7 +311,7 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
                                      grad_current, grad_decay);
         const auto gx = grad_x.target(t);
         if (conducted) {
-          const F* x = steps.input(p.x, t);
+          const F* x = steps.input(t);
           with_synapse(dynamics.synapse, [&]<Synapse kSynapse>(Constant<kSynapse>) {
             conduct_gradient_row<kSynapse>(n, dynamics.gain, steps.synapse_decay(), at(synapses, t),
                                            x, grad_current, grad_c, grad_synapse, gx.data);

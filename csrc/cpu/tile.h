@@ -112,31 +112,97 @@ void start_from(const F* init, std::int64_t begin, std::int64_t n, F* row) {
   }
 }
 
-// A stretch of the gradient of the input, `steps` rows of it at a time: into the tensor, or, where
-// the input is constant in time, added up.
+// The currents of a tile as the neurons see them: rows of x, converted to the state's type and
+// scaled and shifted where that is asked for.
+template <class F>
+class Currents {
+ public:
+  static constexpr std::int64_t rows_needed(std::int64_t steps) { return 2 * steps + 2; }
+
+  // `steps`: the most that are asked for at a time.
+  Currents(const LifShape& shape, const void* x, const Affine<F>& affine, std::int64_t begin,
+           std::int64_t n, std::int64_t steps, Rows<F>& rows)
+      : shape_(shape), x_(x), affine_(affine), begin_(begin), n_(n) {
+    converted_ = rows.take(steps);
+    seen_ = rows.take(steps);
+    scale_ = rows.take();
+    shift_ = rows.take();
+    if (affine_) {
+      fill_row(affine_.scale, begin, begin + n, scale_);
+      fill_row(affine_.shift, begin, begin + n, shift_);
+    }
+  }
+
+  // Rows t, ..., t + steps - 1 of x itself.
+  RowsOf<const F> raw(std::int64_t t, std::int64_t steps) const {
+    return load_rows(shape_.dtype, x_, t * shape_.x_step + begin_, shape_.x_step, steps, n_,
+                     converted_);
+  }
+
+  RowsOf<const F> rows(std::int64_t t, std::int64_t steps) const {
+    const auto x = raw(t, steps);
+    if (!affine_) return x;
+    for (std::int64_t k = 0; k < steps; ++k) {
+      affine_row(n_, scale_, shift_, x.data + k * x.step, seen_ + k * n_);
+    }
+    return {seen_, n_};
+  }
+
+ private:
+  const LifShape& shape_;
+  const void* x_;
+  const Affine<F>& affine_;
+  std::int64_t begin_, n_;
+  F *converted_, *seen_, *scale_, *shift_;
+};
+
+// Where the gradient of a tile's currents goes, some steps at a time: into the tensor as it is; added
+// up where the input is constant in time; or, where x was normalised, through the normalisation.
 template <class F>
 class InputGradient {
  public:
-  InputGradient(const LifBackward<F>& p, std::int64_t begin, std::int64_t n, F* buffer, F* sum)
-      : p_(p), begin_(begin), n_(n), buffer_(buffer), sum_(sum) {
-    if (p_.sum_over_time) std::fill_n(sum_, n_, F(0));
+  static constexpr std::int64_t rows_needed(std::int64_t steps) { return steps + 8; }
+
+  InputGradient(const LifBackward<F>& p, const Currents<F>& currents, std::int64_t begin,
+                std::int64_t n, std::int64_t steps, Rows<F>& rows)
+      : p_(p), currents_(currents), begin_(begin), n_(n) {
+    buffer_ = rows.take(steps);
+    sum_ = rows.take();
+    dot_ = rows.take();
+    out_ = rows.take();
+    if (p_.sum_over_time || p_.norm.neuron_sum) std::fill_n(sum_, n_, F(0));
+    if (!p_.affine) return;
+    const auto row_of = [&](const Parameter<F>& parameter) {
+      F* const row = rows.take();
+      if (parameter.data) fill_row(parameter, begin_, begin_ + n_, row);
+      return row;
+    };
+    if (p_.norm.neuron_dot) std::fill_n(dot_, n_, F(0));
+    mean_ = row_of(p_.norm.mean);
+    from_g_ = row_of(p_.norm.from_g);
+    from_x_ = row_of(p_.norm.from_x);
+    constant_ = row_of(p_.norm.constant);
   }
 
   RowsOf<F> target(std::int64_t t) const {
-    if (p_.sum_over_time) return {buffer_, n_};
+    if (p_.sum_over_time || p_.affine) return {buffer_, n_};
     return target_rows(p_.shape.dtype, p_.grad_x, offset(t), p_.shape.neurons, n_, buffer_);
   }
 
   void store(const RowsOf<F>& rows, std::int64_t t, std::int64_t steps) const {
-    if (!p_.sum_over_time) {
+    if (p_.affine) {
+      normalise(rows, t, steps);
+    } else if (p_.sum_over_time) {
+      for (std::int64_t k = steps - 1; k >= 0; --k) add_row(n_, rows.data + k * rows.step, sum_);
+    } else {
       store_rows(p_.shape.dtype, rows, p_.grad_x, offset(t), p_.shape.neurons, steps, n_);
-      return;
     }
-    for (std::int64_t k = steps - 1; k >= 0; --k) add_row(n_, rows.data + k * rows.step, sum_);
   }
 
   // After the last step.
   void finish() const {
+    if (p_.norm.neuron_sum) std::copy_n(sum_, n_, p_.norm.neuron_sum + begin_);
+    if (p_.norm.neuron_dot) std::copy_n(dot_, n_, p_.norm.neuron_dot + begin_);
     if (!p_.sum_over_time) return;
     const auto target = target_rows(p_.shape.dtype, p_.grad_x, begin_, 0, n_, sum_);
     if (target.data != sum_) std::copy_n(sum_, n_, target.data);
@@ -146,10 +212,26 @@ class InputGradient {
  private:
   std::int64_t offset(std::int64_t t) const { return t * p_.shape.neurons + begin_; }
 
+  void normalise(const RowsOf<F>& g, std::int64_t t, std::int64_t steps) const {
+    const auto x = currents_.raw(t, steps);
+    for (std::int64_t k = steps - 1; k >= 0; --k) {
+      const F* const g_row = g.data + k * g.step;
+      const F* const x_row = x.data + k * x.step;
+      if (p_.norm.neuron_sum) sums_row(n_, g_row, x_row, mean_, sum_, dot_);
+      if (p_.norm.from_g.data) {
+        const std::int64_t at = offset(t + k);
+        const auto gx = target_rows(p_.shape.dtype, p_.grad_x, at, 0, n_, out_);
+        norm_gradient_row(n_, g_row, x_row, mean_, from_g_, from_x_, constant_, gx.data);
+        store_rows(p_.shape.dtype, gx, p_.grad_x, at, 0, 1, n_);
+      }
+    }
+  }
+
   const LifBackward<F>& p_;
+  const Currents<F>& currents_;
   std::int64_t begin_, n_;
-  F* buffer_;
-  F* sum_;
+  F *buffer_, *sum_, *dot_, *out_;
+  F *mean_ = nullptr, *from_g_ = nullptr, *from_x_ = nullptr, *constant_ = nullptr;
 };
 
 // Backpropagation through the rate (BPTR) over one tile: the gradient of a spike passes on to the
