@@ -167,7 +167,7 @@ class Net(nn.Module):
                 parameter.copy_((random(*parameter.shape, seed=i) * 4).round() / 8)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        time = x.shape[:2]
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         y = self.first(x.flatten(0, 1)).unflatten(0, time)
         y = functional.lif(
             y, self.leak, self.threshold, surrogate=Rectangle(2.0), backend=self.backend
