@@ -166,8 +166,8 @@ class Net(nn.Module):
             for i, parameter in enumerate((*self.first.parameters(), *self.second.parameters())):
                 parameter.copy_((random(*parameter.shape, seed=i) * 4).round() / 8)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        time = x.shape[:2]
         y = self.first(x.flatten(0, 1)).unflatten(0, time)
         y = functional.lif(
             y, self.leak, self.threshold, surrogate=Rectangle(2.0), backend=self.backend
