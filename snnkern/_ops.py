@@ -19,21 +19,33 @@ from snnkern import (
 from snnkern._layout import empty_step, empty_steps
 
 TENSORS = (
-    "int timesteps, Tensor decay, Tensor threshold, Tensor? synapse_decay, Tensor? v_init, "
-    "Tensor? current_init"
+    "Tensor decay, Tensor threshold, Tensor? synapse_decay, Tensor? v_init, Tensor? current_init"
 )
 OPTIONS = (
     "int charge, float v_rest, float gain, int synapse, int reset, float v_reset, bool strict, "
     "bool delayed_spike"
 )
+GRADIENTS = "Tensor grad_spikes, Tensor? grad_state, Tensor? grad_current"
+SURROGATE = (
+    "bool detach_reset, int surrogate, float[] surrogate_args, bool normalized, "
+    "Tensor? surrogate_table"
+)
+NEURON_GRADIENTS = (
+    "Tensor grad_decay, Tensor grad_threshold, Tensor grad_synapse_decay, Tensor grad_v_init, "
+    "Tensor grad_current_init"
+)
 SCHEMAS = {
-    "lif_forward": f"(Tensor x, {TENSORS}, {OPTIONS}, int spike_format, bool return_state) "
-    "-> (Tensor spikes, Tensor state, Tensor current)",
-    "lif_backward": "(Tensor grad_spikes, Tensor? grad_state, Tensor? grad_current, Tensor x, "
-    f"{TENSORS}, {OPTIONS}, bool detach_reset, int surrogate, float[] surrogate_args, "
-    "bool normalized, Tensor? surrogate_table, bool parameter_gradients) "
-    "-> (Tensor grad_x, Tensor grad_decay, Tensor grad_threshold, Tensor grad_synapse_decay, "
-    "Tensor grad_v_init, Tensor grad_current_init)",
+    "lif_forward": f"(Tensor x, int timesteps, {TENSORS}, {OPTIONS}, int spike_format, "
+    "bool return_state) -> (Tensor spikes, Tensor state, Tensor current)",
+    "lif_backward": f"({GRADIENTS}, Tensor x, int timesteps, {TENSORS}, {OPTIONS}, {SURROGATE}, "
+    f"bool parameter_gradients) -> (Tensor grad_x, {NEURON_GRADIENTS})",
+    "norm_lif_forward": f"(Tensor x, Tensor scale, Tensor shift, {TENSORS}, {OPTIONS}, "
+    "int spike_format, bool return_state) -> (Tensor spikes, Tensor state, Tensor current)",
+    "norm_lif_backward": f"({GRADIENTS}, Tensor x, Tensor scale, Tensor shift, Tensor mean, "
+    f"Tensor? from_g, Tensor? from_x, Tensor? constant, {TENSORS}, {OPTIONS}, {SURROGATE}, "
+    "bool parameter_gradients, bool sums) "
+    f"-> (Tensor grad_x, Tensor sum, Tensor dot, {NEURON_GRADIENTS})",
+    "channel_moments": "(Tensor x, Tensor centre) -> (Tensor sum, Tensor square)",
 }
 OVERLOADS = ("", ".reference")
 
@@ -88,9 +100,43 @@ def _lif_backward_fake(
     )
 
 
+def _norm_lif_forward_fake(
+    x: Tensor, scale: Tensor, shift: Tensor, *neuron: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _lif_forward_fake(x, 0, *neuron)
+
+
+def _norm_lif_backward_fake(
+    grad_spikes: Tensor,
+    grad_state: Tensor | None,
+    grad_current: Tensor | None,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    from_g: Tensor | None,
+    from_x: Tensor | None,
+    constant: Tensor | None,
+    *neuron_and_sums: Any,
+) -> tuple[Tensor, ...]:
+    *neuron, sums = neuron_and_sums
+    grad_x, *rest = _lif_backward_fake(grad_spikes, grad_state, grad_current, x, 0, *neuron)
+    if from_g is None:
+        grad_x = x.new_empty(0)
+    of_channels = [torch.empty_like(scale) if sums else scale.new_empty(0) for _ in range(2)]
+    return grad_x, *of_channels, *rest
+
+
+def _channel_moments_fake(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(centre), torch.empty_like(centre)
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "lif_forward": _lif_forward_fake,
     "lif_backward": _lif_backward_fake,
+    "norm_lif_forward": _norm_lif_forward_fake,
+    "norm_lif_backward": _norm_lif_backward_fake,
+    "channel_moments": _channel_moments_fake,
 }
 
 

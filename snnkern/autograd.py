@@ -114,6 +114,148 @@ class LIFFunction(torch.autograd.Function):
         return (*wanted, None, None)
 
 
+class NormConfig(NamedTuple):
+    """How a normalised layer normalises; ``count``: numbers per channel behind batch statistics."""
+
+    count: int
+    eps: float
+    group: Any  # of processes that share batch statistics, or None
+
+
+class NormLIFFunction(torch.autograd.Function):
+    """Batch norm over time, batch and space, then LIF; the normalised tensor is never stored.
+
+    Backward recomputes it twice: once for the sums over a channel that batch norm's gradient needs,
+    once to write the gradient of the input.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        decay: Tensor,
+        threshold: Tensor,
+        synapse_decay: Tensor | None,
+        v_init: Tensor | None,
+        current_init: Tensor | None,
+        surrogate_table: Tensor | None,
+        norm: NormConfig,
+        config: LIFConfig,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Spikes, final state and final synaptic current. ``norm.count`` is 0 where ``mean`` and
+        ``var`` are no function of ``x``.
+        """
+        inverse = torch.rsqrt(var + norm.eps)
+        scale = weight * inverse
+        shift = bias - mean * scale
+        ctx.save_for_backward(
+            x,
+            mean,
+            inverse,
+            scale,
+            shift,
+            decay,
+            threshold,
+            synapse_decay,
+            v_init,
+            current_init,
+            surrogate_table,
+        )
+        ctx.set_materialize_grads(False)
+        ctx.norm, ctx.config = norm, config
+        op = getattr(torch.ops.snnkern.norm_lif_forward, config.overload)
+        spikes, state, current = op(
+            x,
+            scale,
+            shift,
+            decay,
+            threshold,
+            synapse_decay,
+            v_init,
+            current_init,
+            *config.dynamics,
+            config.spike_format,
+            config.return_state,
+        )
+        return spikes, state, current
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the tensors that went in; none of mean and var, whose share ``x`` carries."""
+        grad_spikes, grad_state, grad_current = grads
+        x, mean, inverse, scale, shift, decay, threshold, synapse_decay, *rest = ctx.saved_tensors
+        v_init, current_init, table = rest
+        norm: NormConfig = ctx.norm
+        config: LIFConfig = ctx.config
+        if not config.return_state:  # compiled graphs hand in gradients of what nobody sees
+            grad_state = grad_current = None
+        elif synapse_decay is None:
+            grad_current = None
+        if grad_spikes is None:
+            if grad_state is None and grad_current is None:
+                return (None,) * 13
+            grad_spikes = x.new_zeros(()).expand(x.shape)
+        needs = ctx.needs_input_grad
+        of_neurons = (decay, threshold, synapse_decay, v_init, current_init)
+        surrogate = (config.surrogate, config.surrogate_args, config.normalized, table)
+        op = getattr(torch.ops.snnkern.norm_lif_backward, config.overload)
+
+        def differentiate(
+            combination: tuple[Tensor | None, Tensor | None, Tensor | None],
+            parameters: bool,
+            sums: bool,
+        ) -> tuple[Tensor, ...]:
+            gradients: tuple[Tensor, ...] = op(
+                grad_spikes,
+                grad_state,
+                grad_current,
+                x,
+                scale,
+                shift,
+                mean,
+                *combination,
+                *of_neurons,
+                *config.dynamics,
+                config.detach_reset,
+                *surrogate,
+                parameters,
+                sums,
+            )
+            return gradients
+
+        zero = torch.zeros_like(scale)
+        parameters = any(needs[5:8])
+        affine = needs[3] or needs[4]
+        if norm.count == 0:
+            grad_x, total, dot, *of_parameters = differentiate(
+                (scale, zero, zero), parameters, affine
+            )
+        else:
+            _, total, dot, *of_parameters = differentiate((None, None, None), parameters, True)
+            local = total, dot
+            if norm.group is not None:
+                shared = torch.stack([total, dot])
+                torch.distributed.all_reduce(shared, group=norm.group)
+                total, dot = shared
+            from_x = -scale * inverse * inverse * dot / norm.count
+            constant = -scale * total / norm.count
+            grad_x = differentiate((scale, from_x, constant), False, False)[0] if needs[0] else None
+            total, dot = local  # each process has its own share of the parameters' gradient
+        gradients = [
+            grad_x,
+            None,
+            None,
+            dot * inverse if needs[3] else None,
+            total if needs[4] else None,
+            *(g if need else None for g, need in zip(of_parameters, needs[5:10], strict=True)),
+        ]
+        return (*gradients, None, None, None)
+
+
 class RateCode(torch.autograd.Function):
     """Spikes drawn at the rate of a value; backward passes straight through the draw.
 

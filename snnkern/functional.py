@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,7 +15,13 @@ from torch import Tensor
 from snnkern import _load, reference
 from snnkern._checks import check_int, check_number
 from snnkern._layout import step_strides
-from snnkern.autograd import LIFConfig, LIFFunction, RateCode
+from snnkern.autograd import (
+    LIFConfig,
+    LIFFunction,
+    NormConfig,
+    NormLIFFunction,
+    RateCode,
+)
 from snnkern.surrogate import KINDS, Surrogate, Triangle
 
 Charge = Literal["leak", "euler", "euler_box", "decay_input", "decay"]
@@ -216,6 +223,59 @@ def lif(
     infinite current fires, and a hard reset brings the neuron back; with a soft reset it fires on.
     The gradient of a neuron that saw NaN or inf is not defined, nor that of a parameter it shares.
     """
+    tensors, config = _neurons(
+        x,
+        leak=leak,
+        threshold=threshold,
+        charge=charge,
+        tau=tau,
+        rate=rate,
+        v_rest=v_rest,
+        gain=gain,
+        synapse=synapse,
+        synapse_decay=synapse_decay,
+        reset=reset,
+        v_reset=v_reset,
+        v_init=v_init,
+        current_init=current_init,
+        surrogate=surrogate,
+        detach_reset=detach_reset,
+        strict=strict,
+        delayed_spike=delayed_spike,
+        spike_format=spike_format,
+        return_state=return_state,
+        backend=backend,
+    )
+    held, steps = _held(x, timesteps)
+    outputs = LIFFunction.apply(held, *tensors, config._replace(timesteps=steps))
+    return _wanted(outputs, config)
+
+
+def _neurons(
+    x: Tensor,
+    *,
+    leak: float | Tensor | None,
+    threshold: float | Tensor,
+    charge: Charge,
+    tau: float | Tensor | None,
+    rate: float | Tensor | None,
+    v_rest: float,
+    gain: float,
+    synapse: Synapse,
+    synapse_decay: float | Tensor | None,
+    reset: Reset,
+    v_reset: float,
+    v_init: float | Tensor | None,
+    current_init: float | Tensor | None,
+    surrogate: Surrogate | Sequence[Surrogate],
+    detach_reset: bool,
+    strict: bool,
+    delayed_spike: bool,
+    spike_format: SpikeFormat,
+    return_state: bool,
+    backend: Backend | None,
+) -> tuple[tuple[Tensor | None, ...], LIFConfig]:
+    """The checked arguments of ``lif``, as its Function takes them."""
     _check_x(x)
     for name, choice, choices in (
         ("charge", charge, reference.CHARGES),
@@ -241,7 +301,6 @@ def lif(
             f"delayed_spike is True and reset is {reset!r}, expected 'delayed_soft' or 'none': a "
             "state that was reset does not tell that a spike is still to leave"
         )
-    held, steps = _held(x, timesteps)
     decay = decay_of(charge, {"leak": leak, "tau": tau, "rate": rate})
     has_synapse = synapse != "none"
     for name, value in (("synapse_decay", synapse_decay), ("current_init", current_init)):
@@ -258,7 +317,7 @@ def lif(
             "integers cannot be differentiated"
         )
     config = LIFConfig(
-        timesteps=steps,
+        timesteps=0,
         charge=reference.CHARGES.index(charge),
         v_rest=float(v_rest),
         gain=float(gain),
@@ -275,20 +334,134 @@ def lif(
         return_state=return_state,
         overload=_overload(backend, x),
     )
-    spikes: Tensor
-    spikes, state, current = LIFFunction.apply(
-        held,
+    tensors = (
         _parameter(DECAYS[charge], decay, x),
         _parameter("threshold", threshold, x),
         None if synapse_decay is None else _parameter("synapse_decay", synapse_decay, x),
         _state("v_init", v_init, x),
         _state("current_init", current_init, x),
         table,
+    )
+    return tensors, config
+
+
+def _wanted(outputs: tuple[Tensor, Tensor, Tensor], config: LIFConfig) -> Any:
+    """Of spikes, state and synaptic current what the caller asked for."""
+    spikes, state, current = outputs
+    if not config.return_state:
+        return spikes
+    return (spikes, state, current) if config.synapse else (spikes, state)
+
+
+LIF_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(lif).parameters.items()
+    if name not in ("x", "timesteps")
+}
+
+
+def norm_lif(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    group: Any = None,
+    **neuron: Any,
+) -> Any:
+    """Batch norm over time, batch and space, then ``lif``, in one op that stores no normalised
+    tensor.
+
+    The same as ``F.batch_norm`` over the merged axis ``T * N`` followed by ``lif``
+    (threshold-dependent batch norm, Zheng et al. 2021, without its scaling by the threshold).
+
+    Args:
+        x: ``[T, N, C, ...]``, see ``lif``.
+        running_mean: ``[C]``; changed in place when ``training``. Without it, and ``running_var``,
+            the statistics are those of ``x`` whether training or not (calibration).
+        running_var: ``[C]``, likewise; with the unbiased variance over ``T * N *`` space.
+        weight: ``[C]``, or None for 1.
+        bias: ``[C]``, or None for 0.
+        training: normalise by the statistics of ``x`` and update the running ones.
+        momentum: share of the new statistics in the running ones.
+        eps: added to the variance.
+        group: process group over which batch statistics are taken (as SyncBatchNorm), or None.
+        neuron: every option of ``lif`` except ``timesteps``.
+
+    Returns:
+        What ``lif`` returns.
+
+    Raises:
+        TypeError, ValueError: as ``lif``, and for statistics or affine parameters that do not fit.
+    """
+    if "timesteps" in neuron:
+        raise TypeError("timesteps is given, expected none: norm_lif normalises all steps of x")
+    tensors, config = _neurons(x, **(LIF_DEFAULTS | neuron))
+    if x.dim() < 3:
+        raise ValueError(f"x has shape {list(x.shape)}, expected [T, N, C, ...]")
+    channels, dtype = x.shape[2], reference.state_dtype(x.dtype)
+    check_number("momentum", momentum, low=0, high=1)
+    check_number("eps", eps, low=0, open_low=True)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(
+            "running_mean and running_var are one given and one None, expected both or none"
+        )
+
+    def channel_values(name: str, value: Tensor | None, default: float) -> Tensor:
+        if value is None:
+            return torch.full((channels,), default, dtype=dtype, device=x.device)
+        if value.shape != (channels,) or value.device != x.device:
+            raise ValueError(
+                f"{name} has shape {list(value.shape)} on {value.device}, expected [{channels}] on "
+                f"{x.device}"
+            )
+        return value.to(dtype)
+
+    mean = channel_values("running_mean", running_mean, 0.0)
+    var = channel_values("running_var", running_var, 1.0)
+    count = 0
+    if training or running_mean is None:
+        mean, var, count = _batch_statistics(x, config.overload, group)
+        if training and running_mean is not None and running_var is not None:
+            with torch.no_grad():
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+                running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    outputs = NormLIFFunction.apply(
+        x,
+        mean,
+        var,
+        channel_values("weight", weight, 1.0),
+        channel_values("bias", bias, 0.0),
+        *tensors,
+        NormConfig(count, float(eps), group),
         config,
     )
-    if not return_state:
-        return spikes
-    return (spikes, state, current) if has_synapse else (spikes, state)
+    return _wanted(outputs, config)
+
+
+@torch.no_grad()
+def _batch_statistics(x: Tensor, overload: str, group: Any) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance per channel over time, batch, space and processes, and their count."""
+    count = x.numel() // x.shape[2]
+    # Deviations from a number of the channel's own keep the variance exact where the mean is large.
+    centre = x[0, 0].flatten(1)[:, 0] if x.dim() > 3 else x[0, 0]
+    centre = centre.to(reference.state_dtype(x.dtype)).contiguous()
+    if group is not None:
+        torch.distributed.all_reduce(centre, group=group)
+        centre /= torch.distributed.get_world_size(group)
+    sums = torch.stack(getattr(torch.ops.snnkern.channel_moments, overload)(x, centre))
+    if group is not None:
+        torch.distributed.all_reduce(sums, group=group)
+        counts = torch.tensor(count, device=x.device)
+        torch.distributed.all_reduce(counts, group=group)
+        count = int(counts.item())
+    deviation, square = sums / count
+    return centre + deviation, (square - deviation * deviation).clamp_min(0), count
 
 
 Coding = Literal["poisson", "signed_poisson", "bernoulli"]

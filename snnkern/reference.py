@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -460,3 +460,64 @@ def _sum_to(parameter: Tensor, neuron_grad: Tensor) -> Tensor:
         dims = []
     total = neuron_grad.double().sum(dims) if dims else neuron_grad
     return torch.empty_like(parameter).copy_(total.reshape(parameter.shape))
+
+
+def channel_moments(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of ``x - centre`` and of its square per channel, over time, batch and space."""
+    deviation = x.to(centre.dtype) - broadcast(centre, x)
+    dims = [d for d in range(x.dim()) if d != 2]
+    sums = deviation.double().sum(dims), deviation.double().square().sum(dims)
+    return sums[0].to(centre.dtype), sums[1].to(centre.dtype)
+
+
+def _scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """What the neurons see of a normalised input: ``scale * x + shift`` per channel."""
+    y = broadcast(scale, x) * x.to(scale.dtype) + broadcast(shift, x)
+    return empty_steps(x, scale.dtype, x.shape[0]).copy_(y)
+
+
+def norm_lif_forward(
+    x: Tensor, scale: Tensor, shift: Tensor, *neuron: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``lif_forward`` of ``scale * x + shift`` (per channel), which is never stored."""
+    spikes, state, current = lif_forward(_scaled(x, scale, shift), 0, *neuron)
+    if neuron[-2] == INPUT_DTYPE:
+        spikes = spikes.to(x.dtype)
+    return spikes, state, current
+
+
+def norm_lif_backward(
+    grad_spikes: Tensor,
+    grad_state: Tensor | None,
+    grad_current: Tensor | None,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    from_g: Tensor | None,
+    from_x: Tensor | None,
+    constant: Tensor | None,
+    *neuron_and_sums: Any,
+) -> tuple[Tensor, ...]:
+    """Backward of ``norm_lif_forward``.
+
+    With g the gradient of what the neurons see: ``grad_x = from_g * g + from_x * (x - mean) +
+    constant`` per channel, empty where ``from_g`` is None; the sums of g and of ``g * (x - mean)``
+    per channel, empty unless ``sums``; then the gradients of the neurons' tensors as in
+    lif_backward.
+    """
+    *neuron, sums = neuron_and_sums
+    g, *rest = lif_backward(
+        grad_spikes.to(scale.dtype), grad_state, grad_current, _scaled(x, scale, shift), 0, *neuron
+    )
+    deviation = x.to(scale.dtype) - broadcast(mean, x)
+    dims = [d for d in range(x.dim()) if d != 2]
+    total, dot = (
+        part.double().sum(dims).to(scale.dtype) if sums else scale.new_empty(0)
+        for part in (g, g * deviation)
+    )
+    grad_x = x.new_empty(0)
+    if from_g is not None and from_x is not None and constant is not None:
+        a, b, c = (broadcast(part, x) for part in (from_g, from_x, constant))
+        grad_x = empty_steps(x, x.dtype, x.shape[0]).copy_(a * g + b * deviation + c)
+    return grad_x, total, dot, *rest

@@ -15,6 +15,7 @@ namespace {
 
 // Below this many neuron-steps a thread costs more than it brings.
 constexpr int64_t kGrain = 1 << 15;
+constexpr int64_t kMomentsTile = 8192;
 
 template <class Run>
 void parallel_tiles(const Tiling& tiling, int64_t timesteps, const Run& run) {
@@ -38,27 +39,46 @@ Parameter<F> parameter_of(const Tensor& values, const StepLayout& layout, const 
   return {static_cast<const F*>(data), count, 1};
 }
 
+// What describes the neurons of a layer, as the ops take it.
+struct NeuronArguments {
+  const Tensor& decay;
+  const Tensor& threshold;
+  const std::optional<Tensor>& synapse_decay;
+  const std::optional<Tensor>& v_init;
+  const std::optional<Tensor>& current_init;
+  int64_t charge;
+  double v_rest, gain;
+  int64_t synapse, reset;
+  double v_reset;
+  bool strict, delayed_spike;
+
+  template <class F>
+  LifDynamics<F> dynamics(const Tensor& x, const StepLayout& layout) const {
+    STD_TORCH_CHECK(charge >= 0 && charge <= static_cast<int64_t>(Charge::kDecay) && reset >= 0 &&
+                        reset <= static_cast<int64_t>(Reset::kNone) && synapse >= 0 &&
+                        synapse <= static_cast<int64_t>(Synapse::kJump) &&
+                        (synapse == 0 || synapse_decay.has_value()),
+                    "snnkern: unknown charge ", charge, ", reset ", reset, " or synapse ", synapse);
+    return {
+        static_cast<Charge>(charge),
+        static_cast<Reset>(reset),
+        static_cast<Synapse>(synapse),
+        strict,
+        delayed_spike,
+        static_cast<F>(v_rest),
+        static_cast<F>(v_reset),
+        static_cast<F>(gain),
+        parameter_of<F>(decay, layout, x),
+        parameter_of<F>(threshold, layout, x),
+        synapse_decay ? parameter_of<F>(*synapse_decay, layout, x) : Parameter<F>{nullptr, 1, 1}};
+  }
+};
+
+// A value per channel that may not be there.
 template <class F>
-LifDynamics<F> dynamics_of(const Tensor& x, const StepLayout& layout, const Tensor& decay,
-                           const Tensor& threshold, const std::optional<Tensor>& synapse_decay,
-                           int64_t charge, double v_rest, double gain, int64_t synapse,
-                           int64_t reset, double v_reset, bool strict, bool delayed_spike) {
-  STD_TORCH_CHECK(charge >= 0 && charge <= static_cast<int64_t>(Charge::kDecay) && reset >= 0 &&
-                      reset <= static_cast<int64_t>(Reset::kNone) && synapse >= 0 &&
-                      synapse <= static_cast<int64_t>(Synapse::kJump) &&
-                      (synapse == 0 || synapse_decay.has_value()),
-                  "snnkern: unknown charge ", charge, ", reset ", reset, " or synapse ", synapse);
-  return {static_cast<Charge>(charge),
-          static_cast<Reset>(reset),
-          static_cast<Synapse>(synapse),
-          strict,
-          delayed_spike,
-          static_cast<F>(v_rest),
-          static_cast<F>(v_reset),
-          static_cast<F>(gain),
-          parameter_of<F>(decay, layout, x),
-          parameter_of<F>(threshold, layout, x),
-          synapse_decay ? parameter_of<F>(*synapse_decay, layout, x) : Parameter<F>{nullptr, 1, 1}};
+Parameter<F> channels_of(const std::optional<Tensor>& values, const StepLayout& layout,
+                         const Tensor& x) {
+  return values ? parameter_of<F>(*values, layout, x) : Parameter<F>{nullptr, 1, 1};
 }
 
 // `held` is 0 where x has all its time steps, and their number where its one step is held.
@@ -91,17 +111,17 @@ Tensor nothing(ScalarType dtype, const Tensor& like) {
 // Formats of spikes, in the order of snnkern.reference.SPIKE_FORMATS.
 enum class SpikeFormat : int64_t { kInput = 0, kUint8 = 1, kBits = 2 };
 
-std::tuple<Tensor, Tensor, Tensor> lif_forward_op(
-    const Tensor& x, int64_t held, const Tensor& decay, const Tensor& threshold,
-    const std::optional<Tensor>& synapse_decay, const std::optional<Tensor>& v_init,
-    const std::optional<Tensor>& current_init, int64_t charge, double v_rest, double gain,
-    int64_t synapse, int64_t reset, double v_reset, bool strict, bool delayed_spike,
-    int64_t spike_format, bool return_state) {
+using OptionalTensor = std::optional<Tensor>;
+using Spikes = std::tuple<Tensor, Tensor, Tensor>;
+
+Spikes forward(const Tensor& x, int64_t held, const OptionalTensor& scale,
+               const OptionalTensor& shift, const NeuronArguments& neurons, int64_t spike_format,
+               bool return_state) {
   const StepLayout layout(x);
   const int64_t timesteps = timesteps_of(x, held);
   const Tensor steps = layout.steps(x);
-  const std::optional<Tensor> init = state_in(v_init, x, layout);
-  const std::optional<Tensor> current = state_in(current_init, x, layout);
+  const OptionalTensor init = state_in(neurons.v_init, x, layout);
+  const OptionalTensor current = state_in(neurons.current_init, x, layout);
   const ScalarType state_type = state_type_of(x);
   const auto format = static_cast<SpikeFormat>(spike_format);
   const int64_t bytes = (layout.numel() + 7) / 8;
@@ -111,13 +131,13 @@ std::tuple<Tensor, Tensor, Tensor> lif_forward_op(
           : layout.empty_steps(
                 timesteps, format == SpikeFormat::kUint8 ? ScalarType::Byte : x.scalar_type(), x);
   Tensor state = return_state ? layout.empty_step(state_type, x) : nothing(state_type, x);
-  const bool return_current = return_state && synapse != 0;
+  const bool return_current = return_state && neurons.synapse != 0;
   Tensor final_current = return_current ? layout.empty_step(state_type, x) : nothing(state_type, x);
   with_state_type(dtype_of(x), [&]<class F>(F) {
     const LifForward<F> p{
         shape_of(x, steps, layout, timesteps),
-        dynamics_of<F>(x, layout, decay, threshold, synapse_decay, charge, v_rest, gain, synapse,
-                       reset, v_reset, strict, delayed_spike),
+        neurons.dynamics<F>(x, layout),
+        {channels_of<F>(scale, layout, x), channels_of<F>(shift, layout, x)},
         steps.const_data_ptr(),
         data_or_null<F>(init),
         data_or_null<F>(current),
@@ -134,6 +154,29 @@ std::tuple<Tensor, Tensor, Tensor> lif_forward_op(
                    [&](int64_t first, int64_t last) { lif_forward(p, tiling, first, last); });
   });
   return {spikes, state, final_current};
+}
+
+Spikes lif_forward_op(const Tensor& x, int64_t held, const Tensor& decay, const Tensor& threshold,
+                      const OptionalTensor& synapse_decay, const OptionalTensor& v_init,
+                      const OptionalTensor& current_init, int64_t charge, double v_rest,
+                      double gain, int64_t synapse, int64_t reset, double v_reset, bool strict,
+                      bool delayed_spike, int64_t spike_format, bool return_state) {
+  return forward(x, held, std::nullopt, std::nullopt,
+                 {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain,
+                  synapse, reset, v_reset, strict, delayed_spike},
+                 spike_format, return_state);
+}
+
+Spikes norm_lif_forward_op(const Tensor& x, const Tensor& scale, const Tensor& shift,
+                           const Tensor& decay, const Tensor& threshold,
+                           const OptionalTensor& synapse_decay, const OptionalTensor& v_init,
+                           const OptionalTensor& current_init, int64_t charge, double v_rest,
+                           double gain, int64_t synapse, int64_t reset, double v_reset, bool strict,
+                           bool delayed_spike, int64_t spike_format, bool return_state) {
+  return forward(x, 0, scale, shift,
+                 {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain,
+                  synapse, reset, v_reset, strict, delayed_spike},
+                 spike_format, return_state);
 }
 
 // One surrogate for all samples, or one each: rows of (kind, arg, arg, normalized).
@@ -162,20 +205,36 @@ std::vector<SurrogateChoice> surrogates_of(int64_t kind, const std::vector<doubl
   return choices;
 }
 
-using BackwardGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+struct SurrogateArguments {
+  int64_t kind;
+  const std::vector<double>& args;
+  bool normalized;
+  const OptionalTensor& table;
+};
 
-BackwardGradients lif_backward_op(
-    const Tensor& grad_spikes, const std::optional<Tensor>& grad_state,
-    const std::optional<Tensor>& grad_current, const Tensor& x, int64_t held, const Tensor& decay,
-    const Tensor& threshold, const std::optional<Tensor>& synapse_decay,
-    const std::optional<Tensor>& v_init, const std::optional<Tensor>& current_init, int64_t charge,
-    double v_rest, double gain, int64_t synapse, int64_t reset, double v_reset, bool strict,
-    bool delayed_spike, bool detach_reset, int64_t surrogate,
-    const std::vector<double>& surrogate_args, bool normalized,
-    const std::optional<Tensor>& surrogate_table, bool parameter_gradients) {
+// What becomes of the gradient of a normalised input, see NormGradient.
+struct NormArguments {
+  const OptionalTensor& scale;
+  const OptionalTensor& shift;
+  const OptionalTensor& mean;
+  const OptionalTensor& from_g;
+  const OptionalTensor& from_x;
+  const OptionalTensor& constant;
+  bool sums;
+};
+
+struct Gradients {
+  Tensor x, decay, threshold, synapse_decay, v_init, current_init, sum, dot;
+};
+
+Gradients backward(const Tensor& grad_spikes, const OptionalTensor& grad_state,
+                   const OptionalTensor& grad_current, const Tensor& x, int64_t held,
+                   const NormArguments& norm, const NeuronArguments& neurons, bool detach_reset,
+                   const SurrogateArguments& surrogate, bool parameter_gradients) {
   const StepLayout layout(x);
   const int64_t timesteps = timesteps_of(x, held);
-  const auto choices = surrogates_of(surrogate, surrogate_args, normalized, surrogate_table);
+  const auto choices =
+      surrogates_of(surrogate.kind, surrogate.args, surrogate.normalized, surrogate.table);
   const auto samples = static_cast<int64_t>(choices.size());
   STD_TORCH_CHECK(samples == 1 || samples == x.size(1), "snnkern: ", samples,
                   " surrogates for a batch of ", x.size(1));
@@ -184,10 +243,10 @@ BackwardGradients lif_backward_op(
                   "snnkern: grad_spikes needs the dtype of x and the shape of the spikes");
   const Tensor steps = layout.steps(x);
   const Tensor grads = layout.steps(grad_spikes);
-  const std::optional<Tensor> init = state_in(v_init, x, layout);
-  const std::optional<Tensor> current = state_in(current_init, x, layout);
-  const std::optional<Tensor> grad_final = state_in(grad_state, x, layout);
-  const std::optional<Tensor> grad_final_current = state_in(grad_current, x, layout);
+  const OptionalTensor init = state_in(neurons.v_init, x, layout);
+  const OptionalTensor current = state_in(neurons.current_init, x, layout);
+  const OptionalTensor grad_final = state_in(grad_state, x, layout);
+  const OptionalTensor grad_final_current = state_in(grad_current, x, layout);
   const ScalarType state_type = state_type_of(x);
   const auto like = [&](const Tensor& t, bool wanted) {
     return wanted ? torch::stable::empty_like(t) : nothing(state_type, x);
@@ -195,25 +254,36 @@ BackwardGradients lif_backward_op(
   const auto per_neuron = [&](bool wanted) {
     return wanted ? layout.empty_step(state_type, x) : nothing(state_type, x);
   };
-  const bool synapse_gradient = parameter_gradients && synapse != 0;
-  Tensor grad_x = layout.empty_steps(x.size(0), x.scalar_type(), x);
-  Tensor grad_v_init = per_neuron(init.has_value());
-  Tensor grad_current_init = per_neuron(current.has_value());
-  Tensor grad_decay = like(decay, parameter_gradients);
-  Tensor grad_threshold = like(threshold, parameter_gradients);
-  Tensor grad_synapse =
-      synapse_gradient ? torch::stable::empty_like(*synapse_decay) : nothing(state_type, x);
-  Tensor neuron_decay = per_neuron(parameter_gradients);
-  Tensor neuron_threshold = per_neuron(parameter_gradients);
-  Tensor neuron_synapse = per_neuron(synapse_gradient);
+  const bool synapse_gradient = parameter_gradients && neurons.synapse != 0;
+  const bool input_gradient = !norm.scale || norm.from_g;
+  Gradients out{
+      input_gradient ? layout.empty_steps(x.size(0), x.scalar_type(), x)
+                     : nothing(x.scalar_type(), x),
+      like(neurons.decay, parameter_gradients),
+      like(neurons.threshold, parameter_gradients),
+      synapse_gradient ? torch::stable::empty_like(*neurons.synapse_decay) : nothing(state_type, x),
+      per_neuron(init.has_value()),
+      per_neuron(current.has_value()),
+      norm.sums ? torch::stable::empty_like(*norm.scale) : nothing(state_type, x),
+      norm.sums ? torch::stable::empty_like(*norm.scale) : nothing(state_type, x),
+  };
+  const Tensor neuron_decay = per_neuron(parameter_gradients);
+  const Tensor neuron_threshold = per_neuron(parameter_gradients);
+  const Tensor neuron_synapse = per_neuron(synapse_gradient);
+  const Tensor neuron_sum = per_neuron(norm.sums);
+  const Tensor neuron_dot = per_neuron(norm.sums);
   with_state_type(dtype_of(x), [&]<class F>(F) {
     const auto mutable_or_null = [](const Tensor& t, bool wanted) {
       return wanted ? static_cast<F*>(t.mutable_data_ptr()) : nullptr;
     };
+    const auto channels = [&](const OptionalTensor& t) { return channels_of<F>(t, layout, x); };
     const LifBackward<F> p{
         shape_of(x, steps, layout, timesteps),
-        dynamics_of<F>(x, layout, decay, threshold, synapse_decay, charge, v_rest, gain, synapse,
-                       reset, v_reset, strict, delayed_spike),
+        neurons.dynamics<F>(x, layout),
+        {channels(norm.scale), channels(norm.shift)},
+        {channels(norm.mean), mutable_or_null(neuron_sum, norm.sums),
+         mutable_or_null(neuron_dot, norm.sums), channels(norm.from_g), channels(norm.from_x),
+         channels(norm.constant)},
         steps.const_data_ptr(),
         data_or_null<F>(init),
         data_or_null<F>(current),
@@ -226,9 +296,9 @@ BackwardGradients lif_backward_op(
         samples,
         layout.sample_stride(),
         held != 0,
-        grad_x.mutable_data_ptr(),
-        mutable_or_null(grad_v_init, init.has_value()),
-        mutable_or_null(grad_current_init, current.has_value()),
+        out.x.mutable_data_ptr(),
+        mutable_or_null(out.v_init, init.has_value()),
+        mutable_or_null(out.current_init, current.has_value()),
         mutable_or_null(neuron_decay, parameter_gradients),
         mutable_or_null(neuron_threshold, parameter_gradients),
         mutable_or_null(neuron_synapse, synapse_gradient),
@@ -241,11 +311,79 @@ BackwardGradients lif_backward_op(
       reduce_to_parameter(neuron_grad, p.shape.neurons, parameter.count, parameter.repeat,
                           static_cast<F*>(grad.mutable_data_ptr()));
     };
-    reduce(p.neuron_grad_decay, p.dynamics.decay, grad_decay);
-    reduce(p.neuron_grad_threshold, p.dynamics.threshold, grad_threshold);
-    reduce(p.neuron_grad_synapse, p.dynamics.synapse_decay, grad_synapse);
+    reduce(p.neuron_grad_decay, p.dynamics.decay, out.decay);
+    reduce(p.neuron_grad_threshold, p.dynamics.threshold, out.threshold);
+    reduce(p.neuron_grad_synapse, p.dynamics.synapse_decay, out.synapse_decay);
+    reduce(p.norm.neuron_sum, p.affine.scale, out.sum);
+    reduce(p.norm.neuron_dot, p.affine.scale, out.dot);
   });
-  return {grad_x, grad_decay, grad_threshold, grad_synapse, grad_v_init, grad_current_init};
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lif_backward_op(
+    const Tensor& grad_spikes, const OptionalTensor& grad_state, const OptionalTensor& grad_current,
+    const Tensor& x, int64_t held, const Tensor& decay, const Tensor& threshold,
+    const OptionalTensor& synapse_decay, const OptionalTensor& v_init,
+    const OptionalTensor& current_init, int64_t charge, double v_rest, double gain, int64_t synapse,
+    int64_t reset, double v_reset, bool strict, bool delayed_spike, bool detach_reset,
+    int64_t surrogate, const std::vector<double>& surrogate_args, bool normalized,
+    const OptionalTensor& surrogate_table, bool parameter_gradients) {
+  const OptionalTensor none;
+  const Gradients g =
+      backward(grad_spikes, grad_state, grad_current, x, held,
+               {none, none, none, none, none, none, false},
+               {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain,
+                synapse, reset, v_reset, strict, delayed_spike},
+               detach_reset, {surrogate, surrogate_args, normalized, surrogate_table},
+               parameter_gradients);
+  return {g.x, g.decay, g.threshold, g.synapse_decay, g.v_init, g.current_init};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_lif_backward_op(
+    const Tensor& grad_spikes, const OptionalTensor& grad_state, const OptionalTensor& grad_current,
+    const Tensor& x, const Tensor& scale, const Tensor& shift, const Tensor& mean,
+    const OptionalTensor& from_g, const OptionalTensor& from_x, const OptionalTensor& constant,
+    const Tensor& decay, const Tensor& threshold, const OptionalTensor& synapse_decay,
+    const OptionalTensor& v_init, const OptionalTensor& current_init, int64_t charge, double v_rest,
+    double gain, int64_t synapse, int64_t reset, double v_reset, bool strict, bool delayed_spike,
+    bool detach_reset, int64_t surrogate, const std::vector<double>& surrogate_args,
+    bool normalized, const OptionalTensor& surrogate_table, bool parameter_gradients, bool sums) {
+  STD_TORCH_CHECK(from_g.has_value() == from_x.has_value() &&
+                      from_g.has_value() == constant.has_value(),
+                  "snnkern: from_g, from_x and constant come together or not at all");
+  const Gradients g =
+      backward(grad_spikes, grad_state, grad_current, x, 0,
+               {scale, shift, mean, from_g, from_x, constant, sums},
+               {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain,
+                synapse, reset, v_reset, strict, delayed_spike},
+               detach_reset, {surrogate, surrogate_args, normalized, surrogate_table},
+               parameter_gradients);
+  return {g.x, g.sum, g.dot, g.decay, g.threshold, g.synapse_decay, g.v_init, g.current_init};
+}
+
+std::tuple<Tensor, Tensor> channel_moments_op(const Tensor& x, const Tensor& centre) {
+  const StepLayout layout(x);
+  const Tensor steps = layout.steps(x);
+  const ScalarType state_type = state_type_of(x);
+  const Tensor neuron_sum = layout.empty_step(state_type, x);
+  const Tensor neuron_square = layout.empty_step(state_type, x);
+  Tensor sum = torch::stable::empty_like(centre);
+  Tensor square = torch::stable::empty_like(centre);
+  with_state_type(dtype_of(x), [&]<class F>(F) {
+    const LifShape shape = shape_of(x, steps, layout, x.size(0));
+    const Parameter<F> centres = parameter_of<F>(centre, layout, x);
+    F* const sums = static_cast<F*>(neuron_sum.mutable_data_ptr());
+    F* const squares = static_cast<F*>(neuron_square.mutable_data_ptr());
+    const Tiling tiling = Tiling::of(shape, 1, kMomentsTile);
+    parallel_tiles(tiling, shape.timesteps, [&](int64_t first, int64_t last) {
+      moments(shape, steps.const_data_ptr(), centres, sums, squares, tiling, first, last);
+    });
+    reduce_to_parameter(sums, shape.neurons, centres.count, centres.repeat,
+                        static_cast<F*>(sum.mutable_data_ptr()));
+    reduce_to_parameter(squares, shape.neurons, centres.count, centres.repeat,
+                        static_cast<F*>(square.mutable_data_ptr()));
+  });
+  return {sum, square};
 }
 
 }  // namespace
@@ -254,4 +392,7 @@ BackwardGradients lif_backward_op(
 STABLE_TORCH_LIBRARY_IMPL(snnkern, CPU, m) {
   m.impl("lif_forward", TORCH_BOX(&snnkern::cpu::lif_forward_op));
   m.impl("lif_backward", TORCH_BOX(&snnkern::cpu::lif_backward_op));
+  m.impl("norm_lif_forward", TORCH_BOX(&snnkern::cpu::norm_lif_forward_op));
+  m.impl("norm_lif_backward", TORCH_BOX(&snnkern::cpu::norm_lif_backward_op));
+  m.impl("channel_moments", TORCH_BOX(&snnkern::cpu::channel_moments_op));
 }
