@@ -6,11 +6,12 @@ from snnkern._info import backends, info
 from snnkern._version import __version__
 from snnkern.attacks import evaluate
 from snnkern.memory import keep_pages
-from snnkern.nn import IF, LIF, gradient
+from snnkern.nn import IF, LIF, NormLIF, gradient
 
 __all__ = [
     "IF",
     "LIF",
+    "NormLIF",
     "__version__",
     "attacks",
     "backends",

@@ -42,9 +42,10 @@ SCHEMAS = {
     "norm_lif_forward": f"(Tensor x, Tensor scale, Tensor shift, {TENSORS}, {OPTIONS}, "
     "int spike_format, bool return_state) -> (Tensor spikes, Tensor state, Tensor current)",
     "norm_lif_backward": f"({GRADIENTS}, Tensor x, Tensor scale, Tensor shift, Tensor mean, "
-    f"Tensor? from_g, Tensor? from_x, Tensor? constant, {TENSORS}, {OPTIONS}, {SURROGATE}, "
-    "bool parameter_gradients, bool sums) "
+    f"{TENSORS}, {OPTIONS}, {SURROGATE}, bool parameter_gradients, bool sums) "
     f"-> (Tensor grad_x, Tensor sum, Tensor dot, {NEURON_GRADIENTS})",
+    "norm_backward_": "(Tensor(a!) g, Tensor x, Tensor mean, Tensor from_g, Tensor from_x, "
+    "Tensor constant) -> ()",
     "channel_moments": "(Tensor x, Tensor centre) -> (Tensor sum, Tensor square)",
 }
 OVERLOADS = ("", ".reference")
@@ -114,15 +115,10 @@ def _norm_lif_backward_fake(
     scale: Tensor,
     shift: Tensor,
     mean: Tensor,
-    from_g: Tensor | None,
-    from_x: Tensor | None,
-    constant: Tensor | None,
     *neuron_and_sums: Any,
 ) -> tuple[Tensor, ...]:
     *neuron, sums = neuron_and_sums
     grad_x, *rest = _lif_backward_fake(grad_spikes, grad_state, grad_current, x, 0, *neuron)
-    if from_g is None:
-        grad_x = x.new_empty(0)
     of_channels = [torch.empty_like(scale) if sums else scale.new_empty(0) for _ in range(2)]
     return grad_x, *of_channels, *rest
 
@@ -136,6 +132,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "lif_backward": _lif_backward_fake,
     "norm_lif_forward": _norm_lif_forward_fake,
     "norm_lif_backward": _norm_lif_backward_fake,
+    "norm_backward_": lambda *_: None,
     "channel_moments": _channel_moments_fake,
 }
 
@@ -162,4 +159,5 @@ for _name, _schema in SCHEMAS.items():
         torch.library.define(_qualified, _schema, tags=(torch.Tag.flexible_layout,))
         torch.library.impl(_qualified, "default", getattr(reference, _name))
         torch.library.register_fake(_qualified, FAKES[_name])
-        torch.library.register_autograd(_qualified, _refuse_to_differentiate(_name))
+        if not _name.endswith("_"):  # an op in place has no formula to refuse by
+            torch.library.register_autograd(_qualified, _refuse_to_differentiate(_name))

@@ -115,9 +115,9 @@ class LIFFunction(torch.autograd.Function):
 
 
 class NormConfig(NamedTuple):
-    """How a normalised layer normalises; ``count``: numbers per channel behind batch statistics."""
+    """How a layer normalises; ``samples``: numbers per channel behind batch statistics."""
 
-    count: int
+    samples: int
     eps: float
     group: Any  # of processes that share batch statistics, or None
 
@@ -125,8 +125,8 @@ class NormConfig(NamedTuple):
 class NormLIFFunction(torch.autograd.Function):
     """Batch norm over time, batch and space, then LIF; the normalised tensor is never stored.
 
-    Backward recomputes it twice: once for the sums over a channel that batch norm's gradient needs,
-    once to write the gradient of the input.
+    Backward recomputes it, leaves the gradient of what the neurons see where that of the input
+    goes, adds up what batch norm's own gradient needs on the way, and applies that in place.
     """
 
     @staticmethod
@@ -146,9 +146,7 @@ class NormLIFFunction(torch.autograd.Function):
         norm: NormConfig,
         config: LIFConfig,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Spikes, final state and final synaptic current. ``norm.count`` is 0 where ``mean`` and
-        ``var`` are no function of ``x``.
-        """
+        """Spikes, state and current. ``norm.samples`` is 0 where mean and var are given numbers."""
         inverse = torch.rsqrt(var + norm.eps)
         scale = weight * inverse
         shift = bias - mean * scale
@@ -185,7 +183,7 @@ class NormLIFFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of the tensors that went in; none of mean and var, whose share ``x`` carries."""
+        """Gradients of the tensors that went in; ``x`` carries the share of mean and var."""
         grad_spikes, grad_state, grad_current = grads
         x, mean, inverse, scale, shift, decay, threshold, synapse_decay, *rest = ctx.saved_tensors
         v_init, current_init, table = rest
@@ -200,60 +198,50 @@ class NormLIFFunction(torch.autograd.Function):
                 return (None,) * 13
             grad_spikes = x.new_zeros(()).expand(x.shape)
         needs = ctx.needs_input_grad
-        of_neurons = (decay, threshold, synapse_decay, v_init, current_init)
-        surrogate = (config.surrogate, config.surrogate_args, config.normalized, table)
         op = getattr(torch.ops.snnkern.norm_lif_backward, config.overload)
-
-        def differentiate(
-            combination: tuple[Tensor | None, Tensor | None, Tensor | None],
-            parameters: bool,
-            sums: bool,
-        ) -> tuple[Tensor, ...]:
-            gradients: tuple[Tensor, ...] = op(
-                grad_spikes,
-                grad_state,
-                grad_current,
-                x,
-                scale,
-                shift,
-                mean,
-                *combination,
-                *of_neurons,
-                *config.dynamics,
-                config.detach_reset,
-                *surrogate,
-                parameters,
-                sums,
-            )
-            return gradients
-
-        zero = torch.zeros_like(scale)
-        parameters = any(needs[5:8])
-        affine = needs[3] or needs[4]
-        if norm.count == 0:
-            grad_x, total, dot, *of_parameters = differentiate(
-                (scale, zero, zero), parameters, affine
-            )
-        else:
-            _, total, dot, *of_parameters = differentiate((None, None, None), parameters, True)
-            local = total, dot
-            if norm.group is not None:
+        grad_x, total, dot, *of_neurons = op(
+            grad_spikes,
+            grad_state,
+            grad_current,
+            x,
+            scale,
+            shift,
+            mean,
+            decay,
+            threshold,
+            synapse_decay,
+            v_init,
+            current_init,
+            *config.dynamics,
+            config.detach_reset,
+            config.surrogate,
+            config.surrogate_args,
+            config.normalized,
+            table,
+            any(needs[5:8]),
+            norm.samples > 0 or needs[3] or needs[4],
+        )
+        if needs[0]:
+            from_x = constant = torch.zeros_like(scale)
+            if norm.samples > 0:
                 shared = torch.stack([total, dot])
-                torch.distributed.all_reduce(shared, group=norm.group)
-                total, dot = shared
-            from_x = -scale * inverse * inverse * dot / norm.count
-            constant = -scale * total / norm.count
-            grad_x = differentiate((scale, from_x, constant), False, False)[0] if needs[0] else None
-            total, dot = local  # each process has its own share of the parameters' gradient
-        gradients = [
-            grad_x,
+                if norm.group is not None:
+                    torch.distributed.all_reduce(shared, group=norm.group)
+                from_x = -scale * inverse * inverse * shared[1] / norm.samples
+                constant = -scale * shared[0] / norm.samples
+            normalise = getattr(torch.ops.snnkern.norm_backward_, config.overload)
+            normalise(grad_x, x, mean, scale, from_x, constant)
+        return (
+            grad_x if needs[0] else None,
             None,
             None,
             dot * inverse if needs[3] else None,
             total if needs[4] else None,
-            *(g if need else None for g, need in zip(of_parameters, needs[5:10], strict=True)),
-        ]
-        return (*gradients, None, None, None)
+            *(g if need else None for g, need in zip(of_neurons, needs[5:10], strict=True)),
+            None,
+            None,
+            None,
+        )
 
 
 class RateCode(torch.autograd.Function):

@@ -248,7 +248,8 @@ def lif(
     )
     held, steps = _held(x, timesteps)
     outputs = LIFFunction.apply(held, *tensors, config._replace(timesteps=steps))
-    return _wanted(outputs, config)
+    result: Tensor | tuple[Tensor, ...] = _wanted(outputs, config)
+    return result
 
 
 def _neurons(
@@ -373,8 +374,7 @@ def norm_lif(
     group: Any = None,
     **neuron: Any,
 ) -> Any:
-    """Batch norm over time, batch and space, then ``lif``, in one op that stores no normalised
-    tensor.
+    """Batch norm over time, batch and space, then ``lif``; no normalised tensor is stored.
 
     The same as ``F.batch_norm`` over the merged axis ``T * N`` followed by ``lif``
     (threshold-dependent batch norm, Zheng et al. 2021, without its scaling by the threshold).
@@ -446,7 +446,7 @@ def norm_lif(
 
 @torch.no_grad()
 def _batch_statistics(x: Tensor, overload: str, group: Any) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance per channel over time, batch, space and processes, and their count."""
+    """Mean, biased variance and count per channel, over time, batch, space and processes."""
     count = x.numel() // x.shape[2]
     # Deviations from a number of the channel's own keep the variance exact where the mean is large.
     centre = x[0, 0].flatten(1)[:, 0] if x.dim() > 3 else x[0, 0]

@@ -494,30 +494,28 @@ def norm_lif_backward(
     scale: Tensor,
     shift: Tensor,
     mean: Tensor,
-    from_g: Tensor | None,
-    from_x: Tensor | None,
-    constant: Tensor | None,
     *neuron_and_sums: Any,
 ) -> tuple[Tensor, ...]:
-    """Backward of ``norm_lif_forward``.
+    """Backward of ``norm_lif_forward`` up to the normalisation, whose own is ``norm_backward_``.
 
-    With g the gradient of what the neurons see: ``grad_x = from_g * g + from_x * (x - mean) +
-    constant`` per channel, empty where ``from_g`` is None; the sums of g and of ``g * (x - mean)``
-    per channel, empty unless ``sums``; then the gradients of the neurons' tensors as in
-    lif_backward.
+    The gradient g of what the neurons see; with ``sums`` the sums of g and of ``g * (x - mean)``
+    per channel, else empty; then the gradients of the neurons' tensors as in lif_backward.
     """
     *neuron, sums = neuron_and_sums
     g, *rest = lif_backward(
         grad_spikes.to(scale.dtype), grad_state, grad_current, _scaled(x, scale, shift), 0, *neuron
     )
-    deviation = x.to(scale.dtype) - broadcast(mean, x)
     dims = [d for d in range(x.dim()) if d != 2]
     total, dot = (
         part.double().sum(dims).to(scale.dtype) if sums else scale.new_empty(0)
-        for part in (g, g * deviation)
+        for part in (g, g * (x.to(scale.dtype) - broadcast(mean, x)))
     )
-    grad_x = x.new_empty(0)
-    if from_g is not None and from_x is not None and constant is not None:
-        a, b, c = (broadcast(part, x) for part in (from_g, from_x, constant))
-        grad_x = empty_steps(x, x.dtype, x.shape[0]).copy_(a * g + b * deviation + c)
-    return grad_x, total, dot, *rest
+    return empty_steps(x, x.dtype, x.shape[0]).copy_(g), total, dot, *rest
+
+
+def norm_backward_(
+    g: Tensor, x: Tensor, mean: Tensor, from_g: Tensor, from_x: Tensor, constant: Tensor
+) -> None:
+    """The gradient of normalisation, in place of g: ``from_g g + from_x (x - mean) + constant``."""
+    mean, from_g, from_x, constant = (broadcast(t, x) for t in (mean, from_g, from_x, constant))
+    g.copy_(from_g * g.to(mean.dtype) + from_x * (x.to(mean.dtype) - mean) + constant)

@@ -11,10 +11,8 @@
 namespace snnkern::cpu {
 namespace {
 
-// Long rows: at every new row of a tensor the processor's prefetching starts over. Rows that are
-// converted pass through buffers, which should stay in the first caches.
+// Long rows: at every new row of a tensor the processor's prefetching starts over.
 constexpr std::int64_t kLargestTile = 32768;
-constexpr std::int64_t kLargestConvertedTile = 4096;
 constexpr std::int64_t kLargestStepsTile = 2048;
 constexpr std::int64_t kNumbersKept = 1 << 20;  // by a tile, over all its steps
 constexpr std::int64_t kSmallestTile = 256;
@@ -57,9 +55,8 @@ namespace {
 
 template <class P>
 Tiling tiling_of_pass(const P& p, bool in_blocks, std::int64_t kept) {
-  const bool converted = p.shape.dtype == Dtype::kFloat16 || p.shape.dtype == Dtype::kBFloat16;
-  if (!in_blocks) return Tiling::of(p.shape, kept, kLargestStepsTile);
-  return Tiling::of(p.shape, 1, converted || p.affine ? kLargestConvertedTile : kLargestTile);
+  return in_blocks ? Tiling::of(p.shape, 1, kLargestTile)
+                   : Tiling::of(p.shape, kept, kLargestStepsTile);
 }
 
 }  // namespace
@@ -107,17 +104,49 @@ void lif_backward(const LifBackward<F>& p, const Tiling& tiling, std::int64_t fi
 template <class F>
 void moments(const LifShape& shape, const void* x, const Parameter<F>& centre, F* neuron_sum,
              F* neuron_square, const Tiling& tiling, std::int64_t first, std::int64_t last) {
-  const Affine<F> none;
+  Rows<F> rows(tiling.size, 2);
+  F* const centres = rows.take();
+  F* const buffer = rows.take();
   for (std::int64_t begin = first * tiling.size; first < last; ++first, begin += tiling.size) {
-    const std::int64_t n = std::min(tiling.size, shape.neurons - begin);
-    Rows<F> rows(tiling.size, 1 + Currents<F>::rows_needed(1));
-    F* const centres = rows.take();
+    const std::int64_t n = std::min(tiling.size, tiling.neurons - begin);
+    F* const sum = neuron_sum + begin;
+    F* const square = neuron_square + begin;
     fill_row(centre, begin, begin + n, centres);
-    const Currents<F> currents(shape, x, none, begin, n, 1, rows);
-    std::fill_n(neuron_sum + begin, n, F(0));
-    std::fill_n(neuron_square + begin, n, F(0));
+    std::fill_n(sum, n, F(0));
+    std::fill_n(square, n, F(0));
     for (std::int64_t t = 0; t < shape.timesteps; ++t) {
-      moments_row(n, currents.raw(t, 1).data, centres, neuron_sum + begin, neuron_square + begin);
+      const auto row = load_rows(shape.dtype, x, t * shape.x_step + begin, 0, 1, n, buffer);
+      moments_row(n, row.data, centres, sum, square);
+    }
+  }
+}
+
+template <class F>
+void norm_backward(const LifShape& shape, const void* x, const Parameter<F>& mean,
+                   const Parameter<F>& from_g, const Parameter<F>& from_x,
+                   const Parameter<F>& constant, void* g, const Tiling& tiling, std::int64_t first,
+                   std::int64_t last) {
+  const std::int64_t length = tiling.size;
+  Rows<F> rows(length, 6);
+  F* const means = rows.take();
+  F* const of_g = rows.take();
+  F* const of_x = rows.take();
+  F* const constants = rows.take();
+  F* const x_buffer = rows.take();
+  F* const g_buffer = rows.take();
+  for (std::int64_t begin = first * length; first < last; ++first, begin += length) {
+    const std::int64_t n = std::min(length, tiling.neurons - begin);
+    fill_row(mean, begin, begin + n, means);
+    fill_row(from_g, begin, begin + n, of_g);
+    fill_row(from_x, begin, begin + n, of_x);
+    fill_row(constant, begin, begin + n, constants);
+    for (std::int64_t t = 0; t < shape.timesteps; ++t) {
+      const std::int64_t at = t * shape.neurons + begin;
+      const auto xs = load_rows(shape.dtype, x, t * shape.x_step + begin, 0, 1, n, x_buffer);
+      const auto gs = load_rows<F>(shape.dtype, g, at, 0, 1, n, g_buffer);
+      const auto out = target_rows(shape.dtype, g, at, 0, n, g_buffer);
+      norm_gradient_row(n, gs.data, xs.data, means, of_g, of_x, constants, out.data);
+      store_rows(shape.dtype, out, g, at, 0, 1, n);
     }
   }
 }
@@ -146,6 +175,14 @@ template void moments(const LifShape&, const void*, const Parameter<float>&, flo
                       const Tiling&, std::int64_t, std::int64_t);
 template void moments(const LifShape&, const void*, const Parameter<double>&, double*, double*,
                       const Tiling&, std::int64_t, std::int64_t);
+template void norm_backward(const LifShape&, const void*, const Parameter<float>&,
+                            const Parameter<float>&, const Parameter<float>&,
+                            const Parameter<float>&, void*, const Tiling&, std::int64_t,
+                            std::int64_t);
+template void norm_backward(const LifShape&, const void*, const Parameter<double>&,
+                            const Parameter<double>&, const Parameter<double>&,
+                            const Parameter<double>&, void*, const Tiling&, std::int64_t,
+                            std::int64_t);
 template void reduce_to_parameter(const float*, std::int64_t, std::int64_t, std::int64_t, float*);
 template void reduce_to_parameter(const double*, std::int64_t, std::int64_t, std::int64_t, double*);
 

@@ -54,16 +54,12 @@ struct Affine {
   explicit operator bool() const { return scale.data != nullptr; }
 };
 
-// What becomes of g, the gradient of scale * x + shift, where x was normalised.
+// What the normalisation's own gradient needs of g, the gradient of scale * x + shift.
 template <class F>
-struct NormGradient {
+struct NormSums {
   Parameter<F> mean{nullptr, 1, 1};
   F* neuron_sum = nullptr;  // [neurons], or null: not wanted. Sums over time of g,
   F* neuron_dot = nullptr;  // and of g * (x - mean)
-  // grad_x = from_g * g + from_x * (x - mean) + constant; null: not wanted.
-  Parameter<F> from_g{nullptr, 1, 1};
-  Parameter<F> from_x{nullptr, 1, 1};
-  Parameter<F> constant{nullptr, 1, 1};
 };
 
 template <class F>
@@ -101,7 +97,7 @@ struct LifBackward {
   LifShape shape;
   LifDynamics<F> dynamics;
   Affine<F> affine;
-  NormGradient<F> norm;     // used with affine
+  NormSums<F> norm;
   const void* x;            // [timesteps, neurons]
   const F* v_init;          // [neurons], or null: rest
   const F* current_init;    // [neurons], or null: none
@@ -115,7 +111,7 @@ struct LifBackward {
   std::int64_t samples;
   std::int64_t sample_stride;
   bool sum_over_time;        // grad_x is [1, neurons], summed over the steps
-  void* grad_x;              // [timesteps, neurons]
+  void* grad_x;              // [timesteps, neurons]; with affine: of what the neurons see
   F* grad_v_init;            // [neurons], or null: not wanted
   F* grad_current_init;      // [neurons], or null: not wanted
   F* neuron_grad_decay;      // [neurons], or null: not wanted. Sums over time, per neuron;
@@ -135,6 +131,13 @@ void lif_backward(const LifBackward<F>& p, const Tiling& tiling, std::int64_t fi
 template <class F>
 void moments(const LifShape& shape, const void* x, const Parameter<F>& centre, F* neuron_sum,
              F* neuron_square, const Tiling& tiling, std::int64_t first, std::int64_t last);
+
+// The gradient of normalisation, in place: g becomes from_g * g + from_x * (x - mean) + constant.
+template <class F>
+void norm_backward(const LifShape& shape, const void* x, const Parameter<F>& mean,
+                   const Parameter<F>& from_g, const Parameter<F>& from_x,
+                   const Parameter<F>& constant, void* g, const Tiling& tiling, std::int64_t first,
+                   std::int64_t last);
 
 // Sums the gradients of the neurons that share a parameter value, always in the same order.
 // `neuron_grad` is [neurons], `grad` is [count]; neuron p has value (p / repeat) % count.

@@ -134,13 +134,20 @@ void init_gradient(const LifBackward<float>& p, const Uniform& neurons,
   }
 }
 
+// Calls f(from, count) for strips of a row of n neurons that passes through buffers, or once.
+template <class Call>
+void for_each_strip(bool buffered, std::int64_t n, Call&& f) {
+  const std::int64_t strip = buffered ? kStrip : n;
+  for (std::int64_t from = 0; from < n; from += strip) f(from, std::min(strip, n - from));
+}
+
 }  // namespace
 
 void forward_in_blocks(const LifForward<float>& p, std::int64_t begin, std::int64_t n,
                        std::int64_t length) {
   const std::int64_t T = p.shape.timesteps;
-  Rows<float> rows(length,
-                   1 + kBlock + Uniform::kRows + Currents<float>::rows_needed(kBlock));
+  const bool buffered = p.affine || p.spike_dtype != Dtype::kFloat32;
+  Rows<float> rows(length, 1 + kBlock + Uniform::kRows + Currents<float>::rows_needed(kBlock));
   float* const u = rows.take();
   float* const s_buffer = rows.take(kBlock);
   const Uniform neurons =
@@ -150,11 +157,14 @@ void forward_in_blocks(const LifForward<float>& p, std::int64_t begin, std::int6
   with_reset(p.dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
     for (std::int64_t block = 0; block < blocks_of(T); ++block) {
       visit_block(T, block, [&](auto steps, std::int64_t t) {
-        const std::int64_t to = t * p.spikes_step + begin;
-        const auto x = currents.rows(t, steps);
-        const auto s = target_rows(p.spike_dtype, p.spikes, to, p.spikes_step, n, s_buffer);
-        step_rows<kReset, steps, true>(n, neurons, x.data, x.step, u, u, s.data, s.step);
-        store_rows(p.spike_dtype, s, p.spikes, to, p.spikes_step, steps, n);
+        for_each_strip(buffered, n, [&](std::int64_t from, std::int64_t count) {
+          const std::int64_t to = t * p.spikes_step + begin + from;
+          const auto x = currents.rows(t, steps, from, count);
+          const auto s = target_rows(p.spike_dtype, p.spikes, to, p.spikes_step, count, s_buffer);
+          step_rows<kReset, steps, true>(count, neurons, x.data, x.step, u + from, u + from, s.data,
+                                         s.step);
+          store_rows(p.spike_dtype, s, p.spikes, to, p.spikes_step, steps, count);
+        });
       });
     }
   });
@@ -166,6 +176,7 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
   const std::int64_t T = p.shape.timesteps;
   const SurrogateChoice& surrogate = p.surrogates[0];
   const std::int64_t blocks = blocks_of(T);
+  const bool buffered = p.affine || p.sum_over_time || p.shape.dtype != Dtype::kFloat32;
   Rows<float> rows(length, blocks + kBlock + 3 + Uniform::kRows +
                                Currents<float>::rows_needed(kBlock) +
                                InputGradient<float>::rows_needed(kBlock));
@@ -185,7 +196,7 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
       std::fill_n(fired, n, 0.0f);
       for (std::int64_t block = 0; block < blocks; ++block) {
         visit_block(T, block, [&](auto steps, std::int64_t t) {
-          const auto x = currents.rows(t, steps);
+          const auto x = currents.rows(t, steps, 0, n);
           step_rows<kReset, steps, true>(n, neurons, x.data, x.step, states, states, gs_buffer, n);
           for (std::int64_t k = 0; k < steps; ++k) largest_row(n, gs_buffer + k * n, fired);
         });
@@ -195,9 +206,12 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
     }
     for (std::int64_t block = 0; block + 1 < blocks; ++block) {
       visit_block(T, block, [&](auto steps, std::int64_t t) {
-        const auto x = currents.rows(t, steps);
-        float* const u = states + block * length;
-        step_rows<kReset, steps, false>(n, neurons, x.data, x.step, u, u + length, nullptr, 0);
+        for_each_strip(buffered, n, [&](std::int64_t from, std::int64_t count) {
+          const auto x = currents.rows(t, steps, from, count);
+          float* const u = states + block * length + from;
+          step_rows<kReset, steps, false>(count, neurons, x.data, x.step, u, u + length, nullptr,
+                                          0);
+        });
       });
     }
     const float attached = p.detach_reset ? 0.0f : 1.0f;
@@ -209,20 +223,31 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
       for (std::int64_t block = blocks - 1; block >= 0; --block) {
         const bool after_end = p.grad_state && block == blocks - 1;
         visit_block(T, block, [&](auto steps, std::int64_t t) {
-          const auto x = currents.rows(t, steps);
-          const auto gs = load_rows(p.shape.dtype, p.grad_spikes, t * p.grad_step + begin,
-                                    p.grad_step, steps, n, gs_buffer);
-          const auto gx = grad_x.target(t);
-          const GradientRows at{x.data,     states + block * length, gs.data, gx.data, grad_v,
-                                grad_decay, grad_threshold,          x.step,  gs.step, gx.step};
-          // Single steps are rare enough not to be compiled without parameter gradients as well.
-          with_bool(parameter_gradients || steps == 1, [&]<bool kGradients>(Constant<kGradients>) {
-            if constexpr (kGradients || steps != 1) {
-              step_gradient_rows<kReset, kGradients, steps>(n, neurons, derivative, attached,
-                                                            surrogate.normalized, after_end, at);
-            }
+          for_each_strip(buffered, n, [&](std::int64_t from, std::int64_t count) {
+            const auto x = currents.rows(t, steps, from, count);
+            const auto gs = load_rows(p.shape.dtype, p.grad_spikes, t * p.grad_step + begin + from,
+                                      p.grad_step, steps, count, gs_buffer);
+            const auto gx = grad_x.target(t, from, count);
+            const GradientRows at{x.data,
+                                  states + block * length + from,
+                                  gs.data,
+                                  gx.data,
+                                  grad_v + from,
+                                  grad_decay + from,
+                                  grad_threshold + from,
+                                  x.step,
+                                  gs.step,
+                                  gx.step};
+            // Single steps are rare enough not to be compiled without parameter gradients as well.
+            with_bool(parameter_gradients || steps == 1, [&]<bool kGradients>(
+                                                             Constant<kGradients>) {
+              if constexpr (kGradients || steps != 1) {
+                step_gradient_rows<kReset, kGradients, steps>(count, neurons, derivative, attached,
+                                                              surrogate.normalized, after_end, at);
+              }
+            });
+            grad_x.store(gx, t, steps, from, count);
           });
-          grad_x.store(gx, t, steps);
         });
       }
       if (p.grad_v_init || parameter_gradients) {

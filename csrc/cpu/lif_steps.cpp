@@ -138,7 +138,7 @@ class Steps {
   const F* synapse_decay() const { return synapse_decay_; }
 
   // Row t of the input.
-  const F* input(std::int64_t t) const { return input_.rows(t, 1).data; }
+  const F* input(std::int64_t t) const { return input_.rows(t, 1, 0, n_).data; }
 
   // What of row t reaches the membranes, in `out` or where the input lies; c moves on.
   const F* current(std::int64_t t, F* c, F* out) const {
@@ -309,7 +309,7 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
                                            spike_gradients(t + delay), grad_v, grad_threshold);
         charge_gradient_row<kCharge>(n, steps.neurons(), grad_v, at(states, t), at(currents, t),
                                      grad_current, grad_decay);
-        const auto gx = grad_x.target(t);
+        const auto gx = grad_x.target(t, 0, n);
         if (conducted) {
           const F* x = steps.input(t);
           with_synapse(dynamics.synapse, [&]<Synapse kSynapse>(Constant<kSynapse>) {
@@ -319,7 +319,7 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
         } else {
           std::copy_n(grad_current, n, gx.data);
         }
-        grad_x.store(gx, t, 1);
+        grad_x.store(gx, t, 1, 0, n);
       }
       // The state before the first step: a step of its own where a delayed reset or a delayed
       // spike looks at it, else only what the first charge makes of it.

@@ -15,7 +15,7 @@ namespace {
 
 // Below this many neuron-steps a thread costs more than it brings.
 constexpr int64_t kGrain = 1 << 15;
-constexpr int64_t kMomentsTile = 8192;
+constexpr int64_t kElementwiseTile = 8192;
 
 template <class Run>
 void parallel_tiles(const Tiling& tiling, int64_t timesteps, const Run& run) {
@@ -212,14 +212,11 @@ struct SurrogateArguments {
   const OptionalTensor& table;
 };
 
-// What becomes of the gradient of a normalised input, see NormGradient.
+// A normalised input, see Affine and NormSums.
 struct NormArguments {
   const OptionalTensor& scale;
   const OptionalTensor& shift;
   const OptionalTensor& mean;
-  const OptionalTensor& from_g;
-  const OptionalTensor& from_x;
-  const OptionalTensor& constant;
   bool sums;
 };
 
@@ -255,10 +252,8 @@ Gradients backward(const Tensor& grad_spikes, const OptionalTensor& grad_state,
     return wanted ? layout.empty_step(state_type, x) : nothing(state_type, x);
   };
   const bool synapse_gradient = parameter_gradients && neurons.synapse != 0;
-  const bool input_gradient = !norm.scale || norm.from_g;
   Gradients out{
-      input_gradient ? layout.empty_steps(x.size(0), x.scalar_type(), x)
-                     : nothing(x.scalar_type(), x),
+      layout.empty_steps(x.size(0), x.scalar_type(), x),
       like(neurons.decay, parameter_gradients),
       like(neurons.threshold, parameter_gradients),
       synapse_gradient ? torch::stable::empty_like(*neurons.synapse_decay) : nothing(state_type, x),
@@ -282,8 +277,7 @@ Gradients backward(const Tensor& grad_spikes, const OptionalTensor& grad_state,
         neurons.dynamics<F>(x, layout),
         {channels(norm.scale), channels(norm.shift)},
         {channels(norm.mean), mutable_or_null(neuron_sum, norm.sums),
-         mutable_or_null(neuron_dot, norm.sums), channels(norm.from_g), channels(norm.from_x),
-         channels(norm.constant)},
+         mutable_or_null(neuron_dot, norm.sums)},
         steps.const_data_ptr(),
         data_or_null<F>(init),
         data_or_null<F>(current),
@@ -331,7 +325,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lif_backward_op(
   const OptionalTensor none;
   const Gradients g =
       backward(grad_spikes, grad_state, grad_current, x, held,
-               {none, none, none, none, none, none, false},
+               {none, none, none, false},
                {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain,
                 synapse, reset, v_reset, strict, delayed_spike},
                detach_reset, {surrogate, surrogate_args, normalized, surrogate_table},
@@ -342,18 +336,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lif_backward_op(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_lif_backward_op(
     const Tensor& grad_spikes, const OptionalTensor& grad_state, const OptionalTensor& grad_current,
     const Tensor& x, const Tensor& scale, const Tensor& shift, const Tensor& mean,
-    const OptionalTensor& from_g, const OptionalTensor& from_x, const OptionalTensor& constant,
     const Tensor& decay, const Tensor& threshold, const OptionalTensor& synapse_decay,
     const OptionalTensor& v_init, const OptionalTensor& current_init, int64_t charge, double v_rest,
     double gain, int64_t synapse, int64_t reset, double v_reset, bool strict, bool delayed_spike,
     bool detach_reset, int64_t surrogate, const std::vector<double>& surrogate_args,
     bool normalized, const OptionalTensor& surrogate_table, bool parameter_gradients, bool sums) {
-  STD_TORCH_CHECK(from_g.has_value() == from_x.has_value() &&
-                      from_g.has_value() == constant.has_value(),
-                  "snnkern: from_g, from_x and constant come together or not at all");
   const Gradients g =
       backward(grad_spikes, grad_state, grad_current, x, 0,
-               {scale, shift, mean, from_g, from_x, constant, sums},
+               {scale, shift, mean, sums},
                {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain,
                 synapse, reset, v_reset, strict, delayed_spike},
                detach_reset, {surrogate, surrogate_args, normalized, surrogate_table},
@@ -374,7 +364,7 @@ std::tuple<Tensor, Tensor> channel_moments_op(const Tensor& x, const Tensor& cen
     const Parameter<F> centres = parameter_of<F>(centre, layout, x);
     F* const sums = static_cast<F*>(neuron_sum.mutable_data_ptr());
     F* const squares = static_cast<F*>(neuron_square.mutable_data_ptr());
-    const Tiling tiling = Tiling::of(shape, 1, kMomentsTile);
+    const Tiling tiling = Tiling::of(shape, 1, kElementwiseTile);
     parallel_tiles(tiling, shape.timesteps, [&](int64_t first, int64_t last) {
       moments(shape, steps.const_data_ptr(), centres, sums, squares, tiling, first, last);
     });
@@ -386,6 +376,27 @@ std::tuple<Tensor, Tensor> channel_moments_op(const Tensor& x, const Tensor& cen
   return {sum, square};
 }
 
+// In place of g, which lies in memory as lif_backward made it: like x, time outermost.
+void norm_backward_op(Tensor g, const Tensor& x, const Tensor& mean, const Tensor& from_g,
+                      const Tensor& from_x, const Tensor& constant) {
+  const StepLayout layout(x);
+  const Tensor steps = layout.steps(x);
+  STD_TORCH_CHECK(g.scalar_type() == x.scalar_type() && layout.has_shape_of(g, 1) &&
+                      layout.holds(g, 1) && g.size(0) == x.size(0) &&
+                      (g.size(0) == 1 || g.stride(0) == layout.numel()),
+                  "snnkern: g needs the dtype, shape and layout of x");
+  with_state_type(dtype_of(x), [&]<class F>(F) {
+    const LifShape shape = shape_of(x, steps, layout, x.size(0));
+    const auto channels = [&](const Tensor& t) { return parameter_of<F>(t, layout, x); };
+    const Tiling tiling = Tiling::of(shape, 1, kElementwiseTile);
+    parallel_tiles(tiling, shape.timesteps, [&](int64_t first, int64_t last) {
+      norm_backward(shape, steps.const_data_ptr(), channels(mean), channels(from_g),
+                    channels(from_x), channels(constant), g.mutable_data_ptr(), tiling, first,
+                    last);
+    });
+  });
+}
+
 }  // namespace
 }  // namespace snnkern::cpu
 
@@ -394,5 +405,6 @@ STABLE_TORCH_LIBRARY_IMPL(snnkern, CPU, m) {
   m.impl("lif_backward", TORCH_BOX(&snnkern::cpu::lif_backward_op));
   m.impl("norm_lif_forward", TORCH_BOX(&snnkern::cpu::norm_lif_forward_op));
   m.impl("norm_lif_backward", TORCH_BOX(&snnkern::cpu::norm_lif_backward_op));
+  m.impl("norm_backward_", TORCH_BOX(&snnkern::cpu::norm_backward_op));
   m.impl("channel_moments", TORCH_BOX(&snnkern::cpu::channel_moments_op));
 }

@@ -77,10 +77,10 @@ SNN_CLONES void sums_row(std::int64_t n, const F* __restrict g, const F* __restr
 }
 
 template <class F>
-SNN_CLONES void norm_gradient_row(std::int64_t n, const F* __restrict g, const F* __restrict x,
+SNN_CLONES void norm_gradient_row(std::int64_t n, const F* g, const F* __restrict x,
                                   const F* __restrict mean, const F* __restrict from_g,
-                                  const F* __restrict from_x, const F* __restrict constant,
-                                  F* __restrict gx) {
+                                  const F* __restrict from_x, const F* __restrict constant, F* gx) {
+#pragma GCC ivdep
   for (std::int64_t i = 0; i < n; ++i) {
     gx[i] = from_g[i] * g[i] + from_x[i] * (x[i] - mean[i]) + constant[i];
   }

@@ -112,6 +112,10 @@ void start_from(const F* init, std::int64_t begin, std::int64_t n, F* row) {
   }
 }
 
+// What passes through a buffer on its way (conversions, normalisation) does so in strips of a row,
+// which stay in the first cache while the rows themselves are long.
+inline constexpr std::int64_t kStrip = 2048;
+
 // The currents of a tile as the neurons see them: rows of x, converted to the state's type and
 // scaled and shifted where that is asked for.
 template <class F>
@@ -122,7 +126,7 @@ class Currents {
   // `steps`: the most that are asked for at a time.
   Currents(const LifShape& shape, const void* x, const Affine<F>& affine, std::int64_t begin,
            std::int64_t n, std::int64_t steps, Rows<F>& rows)
-      : shape_(shape), x_(x), affine_(affine), begin_(begin), n_(n) {
+      : shape_(shape), x_(x), affine_(affine), begin_(begin) {
     converted_ = rows.take(steps);
     seen_ = rows.take(steps);
     scale_ = rows.take();
@@ -133,35 +137,38 @@ class Currents {
     }
   }
 
-  // Rows t, ..., t + steps - 1 of x itself.
-  RowsOf<const F> raw(std::int64_t t, std::int64_t steps) const {
-    return load_rows(shape_.dtype, x_, t * shape_.x_step + begin_, shape_.x_step, steps, n_,
-                     converted_);
+  // Neurons [from, from + count) of rows t, ..., t + steps - 1 of x itself.
+  RowsOf<const F> raw(std::int64_t t, std::int64_t steps, std::int64_t from,
+                      std::int64_t count) const {
+    const std::int64_t at = t * shape_.x_step + begin_ + from;
+    return load_rows(shape_.dtype, x_, at, shape_.x_step, steps, count, converted_);
   }
 
-  RowsOf<const F> rows(std::int64_t t, std::int64_t steps) const {
-    const auto x = raw(t, steps);
+  RowsOf<const F> rows(std::int64_t t, std::int64_t steps, std::int64_t from,
+                       std::int64_t count) const {
+    const auto x = raw(t, steps, from, count);
     if (!affine_) return x;
     for (std::int64_t k = 0; k < steps; ++k) {
-      affine_row(n_, scale_, shift_, x.data + k * x.step, seen_ + k * n_);
+      affine_row(count, scale_ + from, shift_ + from, x.data + k * x.step, seen_ + k * count);
     }
-    return {seen_, n_};
+    return {seen_, count};
   }
 
  private:
   const LifShape& shape_;
   const void* x_;
   const Affine<F>& affine_;
-  std::int64_t begin_, n_;
+  std::int64_t begin_;
   F *converted_, *seen_, *scale_, *shift_;
 };
 
-// Where the gradient of a tile's currents goes, some steps at a time: into the tensor as it is; added
-// up where the input is constant in time; or, where x was normalised, through the normalisation.
+// Where the gradient of a tile's currents goes, some steps and neurons at a time: into the tensor;
+// added up where the input is constant in time; and, where x is normalised, into the sums that the
+// normalisation's own gradient needs.
 template <class F>
 class InputGradient {
  public:
-  static constexpr std::int64_t rows_needed(std::int64_t steps) { return steps + 8; }
+  static constexpr std::int64_t rows_needed(std::int64_t steps) { return steps + 3; }
 
   InputGradient(const LifBackward<F>& p, const Currents<F>& currents, std::int64_t begin,
                 std::int64_t n, std::int64_t steps, Rows<F>& rows)
@@ -169,40 +176,44 @@ class InputGradient {
     buffer_ = rows.take(steps);
     sum_ = rows.take();
     dot_ = rows.take();
-    out_ = rows.take();
+    mean_ = rows.take();
     if (p_.sum_over_time || p_.norm.neuron_sum) std::fill_n(sum_, n_, F(0));
-    if (!p_.affine) return;
-    const auto row_of = [&](const Parameter<F>& parameter) {
-      F* const row = rows.take();
-      if (parameter.data) fill_row(parameter, begin_, begin_ + n_, row);
-      return row;
-    };
-    if (p_.norm.neuron_dot) std::fill_n(dot_, n_, F(0));
-    mean_ = row_of(p_.norm.mean);
-    from_g_ = row_of(p_.norm.from_g);
-    from_x_ = row_of(p_.norm.from_x);
-    constant_ = row_of(p_.norm.constant);
+    if (p_.norm.neuron_sum) {
+      std::fill_n(dot_, n_, F(0));
+      fill_row(p_.norm.mean, begin_, begin_ + n_, mean_);
+    }
   }
 
-  RowsOf<F> target(std::int64_t t) const {
-    if (p_.sum_over_time || p_.affine) return {buffer_, n_};
-    return target_rows(p_.shape.dtype, p_.grad_x, offset(t), p_.shape.neurons, n_, buffer_);
+  RowsOf<F> target(std::int64_t t, std::int64_t from, std::int64_t count) const {
+    if (p_.sum_over_time) return {buffer_, count};
+    return target_rows(p_.shape.dtype, p_.grad_x, offset(t, from), p_.shape.neurons, count,
+                       buffer_);
   }
 
-  void store(const RowsOf<F>& rows, std::int64_t t, std::int64_t steps) const {
-    if (p_.affine) {
-      normalise(rows, t, steps);
-    } else if (p_.sum_over_time) {
-      for (std::int64_t k = steps - 1; k >= 0; --k) add_row(n_, rows.data + k * rows.step, sum_);
+  void store(const RowsOf<F>& rows, std::int64_t t, std::int64_t steps, std::int64_t from,
+             std::int64_t count) const {
+    if (p_.norm.neuron_sum) {
+      const auto x = currents_.raw(t, steps, from, count);
+      for (std::int64_t k = steps - 1; k >= 0; --k) {
+        sums_row(count, rows.data + k * rows.step, x.data + k * x.step, mean_ + from, sum_ + from,
+                 dot_ + from);
+      }
+    }
+    if (p_.sum_over_time) {
+      for (std::int64_t k = steps - 1; k >= 0; --k) {
+        add_row(count, rows.data + k * rows.step, sum_ + from);
+      }
     } else {
-      store_rows(p_.shape.dtype, rows, p_.grad_x, offset(t), p_.shape.neurons, steps, n_);
+      store_rows(p_.shape.dtype, rows, p_.grad_x, offset(t, from), p_.shape.neurons, steps, count);
     }
   }
 
   // After the last step.
   void finish() const {
-    if (p_.norm.neuron_sum) std::copy_n(sum_, n_, p_.norm.neuron_sum + begin_);
-    if (p_.norm.neuron_dot) std::copy_n(dot_, n_, p_.norm.neuron_dot + begin_);
+    if (p_.norm.neuron_sum) {
+      std::copy_n(sum_, n_, p_.norm.neuron_sum + begin_);
+      std::copy_n(dot_, n_, p_.norm.neuron_dot + begin_);
+    }
     if (!p_.sum_over_time) return;
     const auto target = target_rows(p_.shape.dtype, p_.grad_x, begin_, 0, n_, sum_);
     if (target.data != sum_) std::copy_n(sum_, n_, target.data);
@@ -210,28 +221,14 @@ class InputGradient {
   }
 
  private:
-  std::int64_t offset(std::int64_t t) const { return t * p_.shape.neurons + begin_; }
-
-  void normalise(const RowsOf<F>& g, std::int64_t t, std::int64_t steps) const {
-    const auto x = currents_.raw(t, steps);
-    for (std::int64_t k = steps - 1; k >= 0; --k) {
-      const F* const g_row = g.data + k * g.step;
-      const F* const x_row = x.data + k * x.step;
-      if (p_.norm.neuron_sum) sums_row(n_, g_row, x_row, mean_, sum_, dot_);
-      if (p_.norm.from_g.data) {
-        const std::int64_t at = offset(t + k);
-        const auto gx = target_rows(p_.shape.dtype, p_.grad_x, at, 0, n_, out_);
-        norm_gradient_row(n_, g_row, x_row, mean_, from_g_, from_x_, constant_, gx.data);
-        store_rows(p_.shape.dtype, gx, p_.grad_x, at, 0, 1, n_);
-      }
-    }
+  std::int64_t offset(std::int64_t t, std::int64_t from) const {
+    return t * p_.shape.neurons + begin_ + from;
   }
 
   const LifBackward<F>& p_;
   const Currents<F>& currents_;
   std::int64_t begin_, n_;
-  F *buffer_, *sum_, *dot_, *out_;
-  F *mean_ = nullptr, *from_g_ = nullptr, *from_x_ = nullptr, *constant_ = nullptr;
+  F *buffer_, *sum_, *dot_, *mean_;
 };
 
 // Backpropagation through the rate (BPTR) over one tile: the gradient of a spike passes on to the
@@ -242,9 +239,9 @@ void gate_by_rate(const LifBackward<F>& p, const F* fired, const InputGradient<F
   for (std::int64_t t = p.shape.timesteps - 1; t >= 0; --t) {
     const auto gs =
         load_rows(p.shape.dtype, p.grad_spikes, t * p.grad_step + begin, p.grad_step, 1, n, buffer);
-    const auto gx = grad_x.target(t);
+    const auto gx = grad_x.target(t, 0, n);
     gate_row(n, fired, gs.data, gx.data);
-    grad_x.store(gx, t, 1);
+    grad_x.store(gx, t, 1, 0, n);
   }
   for (F* const none : {p.grad_v_init, p.grad_current_init, p.neuron_grad_decay,
                         p.neuron_grad_threshold, p.neuron_grad_synapse}) {

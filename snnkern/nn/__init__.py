@@ -3,6 +3,7 @@
 from snnkern.nn.encoding import Direct, RateCoding
 from snnkern.nn.gradient import Gradient, GradientMode, gradient
 from snnkern.nn.neuron import IF, LIF
+from snnkern.nn.norm import NormLIF
 from snnkern.nn.recording import watch_spikes
 from snnkern.nn.time import MeanReadout, SumReadout, TimeDistributed
 
@@ -13,6 +14,7 @@ __all__ = [
     "Gradient",
     "GradientMode",
     "MeanReadout",
+    "NormLIF",
     "RateCoding",
     "SumReadout",
     "TimeDistributed",

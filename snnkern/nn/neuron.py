@@ -153,21 +153,27 @@ class LIF(GradientMode):
                 acting[name] = Bounded.apply(value, *bounds[name]) if learnt else value
         return acting
 
+    def neuron_options(self) -> dict[str, Any]:
+        """What ``functional.lif`` is called with."""
+        return {
+            **{name: getattr(self, name) for name in OPTIONS},
+            **self.dynamics(),
+            "v_init": self.v_init,
+            "surrogate": self.active_surrogate(self.surrogate),
+            "return_state": self.return_state,
+        }
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Spikes, and the final state with ``return_state``."""
         if self.is_relu:
             return x.relu()
         v_init, current_init = self._carried_state(x)
-        options: dict[str, Any] = {name: getattr(self, name) for name in OPTIONS}
-        result: Tensor | tuple[Tensor, ...] = functional.lif(
-            x,
-            v_init=v_init,
-            current_init=current_init,
-            surrogate=self.active_surrogate(self.surrogate),
-            return_state=self.stateful or self.return_state,
-            **self.dynamics(),
-            **options,
-        )
+        options = self.neuron_options() | {
+            "v_init": v_init,
+            "current_init": current_init,
+            "return_state": self.stateful or self.return_state,
+        }
+        result: Tensor | tuple[Tensor, ...] = functional.lif(x, **options)
         if isinstance(result, Tensor):
             return result
         if self.stateful:
