@@ -302,6 +302,10 @@ def _neurons(
             f"delayed_spike is True and reset is {reset!r}, expected 'delayed_soft' or 'none': a "
             "state that was reset does not tell that a spike is still to leave"
         )
+    if v_rest != 0 and charge == "leak":
+        raise ValueError(
+            f"v_rest is {v_rest!r} and charge is 'leak', which decays to 0, expected 0"
+        )
     decay = decay_of(charge, {"leak": leak, "tau": tau, "rate": rate})
     has_synapse = synapse != "none"
     for name, value in (("synapse_decay", synapse_decay), ("current_init", current_init)):
@@ -523,19 +527,6 @@ def _held(x: Tensor, timesteps: int | None) -> tuple[Tensor, int]:
                 f"timesteps is {timesteps} and x has {x.shape[0]} steps, expected one that is held"
             )
         return x, timesteps
-    steps, base = x.shape[0], x._base
-    # An expanded view, as Direct makes it: the gradient goes to the tensor that was expanded,
-    # summed over time in the kernel, instead of to T copies that autograd would sum.
-    if (
-        steps > 1
-        and x.stride(0) == 0
-        and not torch.compiler.is_compiling()
-        and base is not None
-        and base.shape == x.shape[1:]
-        and base.stride() == x.stride()[1:]
-        and base.storage_offset() == x.storage_offset()
-    ):
-        return base.unsqueeze(0), steps
     return x, 0
 
 
@@ -544,7 +535,10 @@ def decay_of(charge: str, given: dict[str, float | Tensor | None]) -> float | Te
     name = DECAYS[charge]
     for other, value in given.items():
         if other != name and value is not None:
-            raise ValueError(f"{other} is given and charge is {charge!r}, expected {name} instead")
+            shown = "a tensor" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"{other} is given ({shown}) and charge is {charge!r}, expected {name} instead"
+            )
     value = given[name]
     if value is None:
         if name == "leak":

@@ -399,7 +399,7 @@ def lif_backward(
     inverse = 1 / neuron.threshold
     scale = torch.where(is_normalized != 0, inverse, 1)
     shift = torch.where(is_normalized != 0, 1, neuron.threshold)
-    looks_at_start = reset == DELAYED_SOFT
+    looks_at_start = reset == DELAYED_SOFT or delayed_spike
     since = torch.full_like(start, math.inf)
     derivatives = []
     for number, v in enumerate([start, *membranes]):

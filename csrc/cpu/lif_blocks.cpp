@@ -239,13 +239,13 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
                                   gs.step,
                                   gx.step};
             // Single steps are rare enough not to be compiled without parameter gradients as well.
-            with_bool(parameter_gradients || steps == 1, [&]<bool kGradients>(
-                                                             Constant<kGradients>) {
-              if constexpr (kGradients || steps != 1) {
-                step_gradient_rows<kReset, kGradients, steps>(count, neurons, derivative, attached,
-                                                              surrogate.normalized, after_end, at);
-              }
-            });
+            with_bool(
+                parameter_gradients || steps == 1, [&]<bool kGradients>(Constant<kGradients>) {
+                  if constexpr (kGradients || steps != 1) {
+                    step_gradient_rows<kReset, kGradients, steps>(
+                        count, neurons, derivative, attached, surrogate.normalized, after_end, at);
+                  }
+                });
             grad_x.store(gx, t, steps, from, count);
           });
         });

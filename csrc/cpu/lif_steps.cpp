@@ -224,6 +224,8 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
   const LifDynamics<F>& dynamics = p.dynamics;
   const std::int64_t T = p.shape.timesteps;
   const std::int64_t delay = dynamics.delayed_spike ? 1 : 0;
+  // Whether the state before the first step is looked at: by a delayed reset or a delayed spike.
+  const bool looks_at_start = dynamics.reset == Reset::kDelayedSoft || delay;
   const bool conducted = dynamics.synapse != Synapse::kNone || dynamics.gain != F(1);
   Rows<F> rows(length, 5 * (T + 1) + 10 + Steps<F>::kRows + Currents<F>::rows_needed(1) +
                            InputGradient<F>::rows_needed(1));
@@ -274,8 +276,7 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
       p, begin, n, [&](const SurrogateChoice& choice, std::int64_t from, std::int64_t count) {
         std::fill_n(normalized + from, count, choice.normalized ? F(1) : F(0));
         std::fill_n(steps_since + from, count, std::numeric_limits<F>::infinity());
-        // Row 0, the state before the first step, is differentiated only where a reset looks at it.
-        for (std::int64_t t = dynamics.reset == Reset::kDelayedSoft ? 0 : 1; t <= T; ++t) {
+        for (std::int64_t t = looks_at_start ? 0 : 1; t <= T; ++t) {
           F* const row = at(ds_dv, t) + from;
           const F* const v = at(membranes, t) + from;
           if (choice.kind == Surrogate::kSpikeTime) {
@@ -321,9 +322,7 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
         }
         grad_x.store(gx, t, 1, 0, n);
       }
-      // The state before the first step: a step of its own where a delayed reset or a delayed
-      // spike looks at it, else only what the first charge makes of it.
-      if constexpr (kReset == Reset::kDelayedSoft) {
+      if (looks_at_start) {
         step_gradient_row<kCharge, kReset>(n, steps.neurons(), attached, false, normalized,
                                            membranes, ds_dv, spike_gradients(delay - 1), grad_v,
                                            grad_threshold);

@@ -323,13 +323,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lif_backward_op(
     int64_t surrogate, const std::vector<double>& surrogate_args, bool normalized,
     const OptionalTensor& surrogate_table, bool parameter_gradients) {
   const OptionalTensor none;
-  const Gradients g =
-      backward(grad_spikes, grad_state, grad_current, x, held,
-               {none, none, none, false},
-               {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain,
-                synapse, reset, v_reset, strict, delayed_spike},
-               detach_reset, {surrogate, surrogate_args, normalized, surrogate_table},
-               parameter_gradients);
+  const Gradients g = backward(
+      grad_spikes, grad_state, grad_current, x, held, {none, none, none, false},
+      {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain, synapse, reset,
+       v_reset, strict, delayed_spike},
+      detach_reset, {surrogate, surrogate_args, normalized, surrogate_table}, parameter_gradients);
   return {g.x, g.decay, g.threshold, g.synapse_decay, g.v_init, g.current_init};
 }
 
@@ -341,13 +339,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_
     double gain, int64_t synapse, int64_t reset, double v_reset, bool strict, bool delayed_spike,
     bool detach_reset, int64_t surrogate, const std::vector<double>& surrogate_args,
     bool normalized, const OptionalTensor& surrogate_table, bool parameter_gradients, bool sums) {
-  const Gradients g =
-      backward(grad_spikes, grad_state, grad_current, x, 0,
-               {scale, shift, mean, sums},
-               {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain,
-                synapse, reset, v_reset, strict, delayed_spike},
-               detach_reset, {surrogate, surrogate_args, normalized, surrogate_table},
-               parameter_gradients);
+  const Gradients g = backward(
+      grad_spikes, grad_state, grad_current, x, 0, {scale, shift, mean, sums},
+      {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain, synapse, reset,
+       v_reset, strict, delayed_spike},
+      detach_reset, {surrogate, surrogate_args, normalized, surrogate_table}, parameter_gradients);
   return {g.x, g.sum, g.dot, g.decay, g.threshold, g.synapse_decay, g.v_init, g.current_init};
 }
 

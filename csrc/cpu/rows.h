@@ -68,9 +68,9 @@ void sums_row(std::int64_t n, const F* __restrict g, const F* __restrict x,
               const F* __restrict mean, F* __restrict sum, F* __restrict dot);
 // gx = from_g * g + from_x * (x - mean) + constant.
 template <class F>
-void norm_gradient_row(std::int64_t n, const F* g, const F* __restrict x,
-                       const F* __restrict mean, const F* __restrict from_g,
-                       const F* __restrict from_x, const F* __restrict constant, F* gx);
+void norm_gradient_row(std::int64_t n, const F* g, const F* __restrict x, const F* __restrict mean,
+                       const F* __restrict from_g, const F* __restrict from_x,
+                       const F* __restrict constant, F* gx);
 // sum += x - centre, square += (x - centre)^2.
 template <class F>
 void moments_row(std::int64_t n, const F* __restrict x, const F* __restrict centre,
