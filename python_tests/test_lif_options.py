@@ -325,7 +325,7 @@ def sums_of_magnitudes(call: Call) -> dict[str, Tensor]:
         steps = gs
     else:
         samples = surrogate if isinstance(surrogate, list) else [surrogate] * shape[0]
-        looks_at_start = options["reset"] == "delayed_soft"
+        looks_at_start = options["reset"] == "delayed_soft" or options["delayed_spike"]
         normalized = torch.tensor([s.normalized for s in samples])
         normalized = normalized.view(-1, *(1,) * (len(shape) - 1))
         scale = torch.where(normalized, 1 / neuron.threshold, 1)
@@ -633,8 +633,6 @@ def test_gradients_are_those_of_the_equations(
         every_step = x.expand_as(full) if held else x
         expected = plain_loop(every_step, parameters, surrogate=surrogate, **options)
         weights = [random(*out.shape, seed=place + 90, dtype=torch.float64) for out in expected]
-        if delayed_spike and reset == "none":
-            weights[0][0] = 0  # see test_cutting_time_does_not_change_the_gradient
         leaves = {"x": x} | parameters
         target = torch.autograd.grad(expected, list(leaves.values()), weights)
         for backend in RUNNABLE:
