@@ -12,6 +12,17 @@ import torch
 from torch import Tensor
 
 
+def _run(op: Any, *arguments: Any) -> Any:
+    """Calls an op past its Autograd registration, which is there for raw calls and costs time.
+
+    Not where gradients are recorded (a second derivative must be refused), nor in a trace.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
 class LIFConfig(NamedTuple):
     """Everything about a LIF layer that is not a tensor; options by number, see reference."""
 
@@ -60,7 +71,8 @@ class LIFFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.config = config
         op = getattr(torch.ops.snnkern.lif_forward, config.overload)
-        spikes, state, current = op(
+        spikes, state, current = _run(
+            op,
             x,
             config.timesteps,
             decay,
@@ -91,7 +103,8 @@ class LIFFunction(torch.autograd.Function):
             grad_current = None
         needs = ctx.needs_input_grad
         op = getattr(torch.ops.snnkern.lif_backward, config.overload)
-        gradients = op(
+        gradients = _run(
+            op,
             grad_spikes,
             grad_state,
             grad_current,
@@ -166,7 +179,8 @@ class NormLIFFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.norm, ctx.config = norm, config
         op = getattr(torch.ops.snnkern.norm_lif_forward, config.overload)
-        spikes, state, current = op(
+        spikes, state, current = _run(
+            op,
             x,
             scale,
             shift,
@@ -199,7 +213,8 @@ class NormLIFFunction(torch.autograd.Function):
             grad_spikes = x.new_zeros(()).expand(x.shape)
         needs = ctx.needs_input_grad
         op = getattr(torch.ops.snnkern.norm_lif_backward, config.overload)
-        grad_x, total, dot, *of_neurons = op(
+        grad_x, total, dot, *of_neurons = _run(
+            op,
             grad_spikes,
             grad_state,
             grad_current,

@@ -278,6 +278,74 @@ def _neurons(
 ) -> tuple[tuple[Tensor | None, ...], LIFConfig]:
     """The checked arguments of ``lif``, as its Function takes them."""
     _check_x(x)
+    options = (
+        charge,
+        v_rest,
+        gain,
+        synapse,
+        reset,
+        v_reset,
+        detach_reset,
+        strict,
+        delayed_spike,
+        spike_format,
+        return_state,
+        reference.state_dtype(x.dtype),
+    )
+    if torch.compiler.is_compiling():
+        config = _config(*options)
+    else:
+        try:
+            config = _cached_config(*options)
+        except TypeError:  # something unhashable, which is the wrong type too
+            config = _config(*options)
+    decay = decay_of(charge, {"leak": leak, "tau": tau, "rate": rate})
+    has_synapse = synapse != "none"
+    for name, value in (("synapse_decay", synapse_decay), ("current_init", current_init)):
+        if value is not None and not has_synapse:
+            raise ValueError(
+                f"{name} is given and synapse is 'none', expected no {name}, or a synapse"
+            )
+    if has_synapse and synapse_decay is None:
+        raise ValueError(f"synapse_decay is None, expected a value for synapse={synapse!r}")
+    kind, args, normalized, table = _surrogates(surrogate, x)
+    if spike_format != "input" and torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError(
+            f"spike_format is {spike_format!r} and x requires a gradient, expected 'input': "
+            "integers cannot be differentiated"
+        )
+    config = config._replace(
+        surrogate=kind,
+        surrogate_args=args,
+        normalized=normalized,
+        overload=_overload(backend, x),
+    )
+    tensors = (
+        _parameter(DECAYS[charge], decay, x),
+        _parameter("threshold", threshold, x),
+        None if synapse_decay is None else _parameter("synapse_decay", synapse_decay, x),
+        _state("v_init", v_init, x),
+        _state("current_init", current_init, x),
+        table,
+    )
+    return tensors, config
+
+
+def _config(
+    charge: Charge,
+    v_rest: float,
+    gain: float,
+    synapse: Synapse,
+    reset: Reset,
+    v_reset: float,
+    detach_reset: bool,
+    strict: bool,
+    delayed_spike: bool,
+    spike_format: SpikeFormat,
+    return_state: bool,
+    dtype: torch.dtype,
+) -> LIFConfig:
+    """The checked options that are no tensors; ``dtype`` is that of the state."""
     for name, choice, choices in (
         ("charge", charge, reference.CHARGES),
         ("synapse", synapse, reference.SYNAPSES),
@@ -296,7 +364,7 @@ def _neurons(
             raise TypeError(f"{name} is {flag!r} of type {type(flag).__name__}, expected a bool")
     for name, number in (("v_rest", v_rest), ("gain", gain), ("v_reset", v_reset)):
         check_number(name, number)
-        _check_representable(name, number, reference.state_dtype(x.dtype))
+        _check_representable(name, number, dtype)
     if delayed_spike and reset in ("hard", "soft"):
         raise ValueError(
             f"delayed_spike is True and reset is {reset!r}, expected 'delayed_soft' or 'none': a "
@@ -306,22 +374,7 @@ def _neurons(
         raise ValueError(
             f"v_rest is {v_rest!r} and charge is 'leak', which decays to 0, expected 0"
         )
-    decay = decay_of(charge, {"leak": leak, "tau": tau, "rate": rate})
-    has_synapse = synapse != "none"
-    for name, value in (("synapse_decay", synapse_decay), ("current_init", current_init)):
-        if value is not None and not has_synapse:
-            raise ValueError(
-                f"{name} is given and synapse is 'none', expected no {name}, or a synapse"
-            )
-    if has_synapse and synapse_decay is None:
-        raise ValueError(f"synapse_decay is None, expected a value for synapse={synapse!r}")
-    kind, args, normalized, table = _surrogates(surrogate, x)
-    if spike_format != "input" and torch.is_grad_enabled() and x.requires_grad:
-        raise ValueError(
-            f"spike_format is {spike_format!r} and x requires a gradient, expected 'input': "
-            "integers cannot be differentiated"
-        )
-    config = LIFConfig(
+    return LIFConfig(
         timesteps=0,
         charge=reference.CHARGES.index(charge),
         v_rest=float(v_rest),
@@ -332,22 +385,17 @@ def _neurons(
         strict=strict,
         delayed_spike=delayed_spike,
         detach_reset=detach_reset,
-        surrogate=kind,
-        surrogate_args=args,
-        normalized=normalized,
+        surrogate=0,
+        surrogate_args=(0.0, 0.0),
+        normalized=False,
         spike_format=reference.SPIKE_FORMATS.index(spike_format),
         return_state=return_state,
-        overload=_overload(backend, x),
+        overload="default",
     )
-    tensors = (
-        _parameter(DECAYS[charge], decay, x),
-        _parameter("threshold", threshold, x),
-        None if synapse_decay is None else _parameter("synapse_decay", synapse_decay, x),
-        _state("v_init", v_init, x),
-        _state("current_init", current_init, x),
-        table,
-    )
-    return tensors, config
+
+
+# A layer asks with the same options every time. `typed`: 1 and True are not the same answer.
+_cached_config = lru_cache(maxsize=256, typed=True)(_config)
 
 
 def _wanted(outputs: tuple[Tensor, Tensor, Tensor], config: LIFConfig) -> Any:
