@@ -38,6 +38,7 @@ HOST_FLAGS = (
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
+    "-Wno-unknown-pragmas",  # gcc's hints to its vectoriser are nothing to clang
 )
 NVCC_FLAGS = ("-std=c++20", "-fmad=false", "--threads=2", f"-Xcompiler={','.join(HOST_FLAGS)}")
 

@@ -29,10 +29,10 @@ inline constexpr const char* kSurrogateNames[] = {
     "fast_sigmoid", "erf",       "straight_through", "spike_time", "rate"};
 
 // exp(x) for x <= 0 by range reduction and a polynomial: libm's expf is a call that keeps loops
-// from being vectorised. Within 2 ulp of expf; below -87 (where floats become subnormal) it is 0.
+// from being vectorised. Within 2 ulp of expf; below -87.3, where floats become subnormal, it is 0.
 SNN_HD float exp_nonpositive(float x) {
 #if defined(__CUDA_ARCH__)
-  return x < -87.0f ? 0.0f : expf(x);
+  return x < -87.3f ? 0.0f : expf(x);
 #else
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const float shifted = x * 1.44269504f + kRound;
@@ -48,7 +48,7 @@ SNN_HD float exp_nonpositive(float x) {
   // 2^n: the integer sits in the low bits of `shifted`
   const float scale =
       std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) << 23) + 0x3f800000u);
-  return x < -87.0f ? 0.0f : p * scale;
+  return x < -87.3f ? 0.0f : p * scale;
 #endif
 }
 

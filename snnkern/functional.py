@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from snnkern import _load, reference
 from snnkern._checks import check_int, check_number
@@ -293,12 +294,12 @@ def _neurons(
         reference.state_dtype(x.dtype),
     )
     if torch.compiler.is_compiling():
-        config = _config(*options)
+        config = check_options(*options)
     else:
         try:
             config = _cached_config(*options)
         except TypeError:  # something unhashable, which is the wrong type too
-            config = _config(*options)
+            config = check_options(*options)
     decay = decay_of(charge, {"leak": leak, "tau": tau, "rate": rate})
     has_synapse = synapse != "none"
     for name, value in (("synapse_decay", synapse_decay), ("current_init", current_init)):
@@ -309,11 +310,6 @@ def _neurons(
     if has_synapse and synapse_decay is None:
         raise ValueError(f"synapse_decay is None, expected a value for synapse={synapse!r}")
     kind, args, normalized, table = _surrogates(surrogate, x)
-    if spike_format != "input" and torch.is_grad_enabled() and x.requires_grad:
-        raise ValueError(
-            f"spike_format is {spike_format!r} and x requires a gradient, expected 'input': "
-            "integers cannot be differentiated"
-        )
     config = config._replace(
         surrogate=kind,
         surrogate_args=args,
@@ -328,10 +324,18 @@ def _neurons(
         _state("current_init", current_init, x),
         table,
     )
+    if spike_format != "input" and torch.is_grad_enabled():
+        names = ("x", DECAYS[charge], "threshold", "synapse_decay", "v_init", "current_init")
+        for name, tensor in zip(names, (x, *tensors), strict=False):
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(
+                    f"spike_format is {spike_format!r} and {name} requires a gradient, expected "
+                    "'input': integers cannot be differentiated"
+                )
     return tensors, config
 
 
-def _config(
+def check_options(
     charge: Charge,
     v_rest: float,
     gain: float,
@@ -395,7 +399,7 @@ def _config(
 
 
 # A layer asks with the same options every time. `typed`: 1 and True are not the same answer.
-_cached_config = lru_cache(maxsize=256, typed=True)(_config)
+_cached_config = lru_cache(maxsize=256, typed=True)(check_options)
 
 
 def _wanted(outputs: tuple[Tensor, Tensor, Tensor], config: LIFConfig) -> Any:
@@ -466,6 +470,11 @@ def norm_lif(
     def channel_values(name: str, value: Tensor | None, default: float) -> Tensor:
         if value is None:
             return torch.full((channels,), default, dtype=dtype, device=x.device)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = f"dtype {value.dtype}" if isinstance(value, Tensor) else repr(value)
+            raise TypeError(f"{name} is {kind}, expected a floating-point tensor [{channels}]")
+        if value.dtype == torch.float64 and dtype != torch.float64:
+            raise TypeError(f"{name} has dtype float64 and x has {x.dtype}, expected {dtype}")
         if value.shape != (channels,) or value.device != x.device:
             raise ValueError(
                 f"{name} has shape {list(value.shape)} on {value.device}, expected [{channels}] on "
@@ -502,7 +511,7 @@ def _batch_statistics(x: Tensor, overload: str, group: Any) -> tuple[Tensor, Ten
     count = x.numel() // x.shape[2]
     # Deviations from a number of the channel's own keep the variance exact where the mean is large.
     centre = x[0, 0].flatten(1)[:, 0] if x.dim() > 3 else x[0, 0]
-    centre = centre.to(reference.state_dtype(x.dtype)).contiguous()
+    centre = centre.to(reference.state_dtype(x.dtype), copy=True).contiguous()
     if group is not None:
         torch.distributed.all_reduce(centre, group=group)
         centre /= torch.distributed.get_world_size(group)
@@ -654,6 +663,10 @@ def check_parameter(name: str, value: float | Tensor) -> None:
     """Raises ValueError unless a neuron can have every value of its parameter ``name``."""
     expected, fits = RANGES[name]
     if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"{name} is {value!r} of type {type(value).__name__}, expected a number or a tensor"
+            )
         low = high = value
     elif value.numel() == 1:
         low = high = value.item()
@@ -673,19 +686,17 @@ def _check_representable(name: str, value: float, dtype: torch.dtype) -> None:
 
 @lru_cache(maxsize=256)
 def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((), value, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # kept for calls that save it for backward
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def _parameter(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     dtype = reference.state_dtype(x.dtype)
     if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(
-                f"{name} is {value!r} of type {type(value).__name__}, expected a number or a tensor"
-            )
         check_parameter(name, value)
         _check_representable(name, value, dtype)
-        if torch.compiler.is_compiling():
+        # A tensor made in a trace, or under a mode that makes its own tensors, is not kept.
+        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
             return torch.full((), value, dtype=dtype, device=x.device)
         return _constant(float(value), dtype, x.device)
     _check_dense(name, value)

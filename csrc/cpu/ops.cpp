@@ -82,7 +82,11 @@ Parameter<F> channels_of(const std::optional<Tensor>& values, const StepLayout& 
 }
 
 // `held` is 0 where x has all its time steps, and their number where its one step is held.
-int64_t timesteps_of(const Tensor& x, int64_t held) { return held ? held : x.size(0); }
+int64_t timesteps_of(const Tensor& x, int64_t held) {
+  STD_TORCH_CHECK(held == 0 || x.size(0) == 1, "snnkern: x has ", x.size(0),
+                  " steps, expected one that is held");
+  return held ? held : x.size(0);
+}
 
 LifShape shape_of(const Tensor& x, const Tensor& steps, const StepLayout& layout,
                   int64_t timesteps) {
@@ -124,6 +128,8 @@ Spikes forward(const Tensor& x, int64_t held, const OptionalTensor& scale,
   const OptionalTensor current = state_in(neurons.current_init, x, layout);
   const ScalarType state_type = state_type_of(x);
   const auto format = static_cast<SpikeFormat>(spike_format);
+  STD_TORCH_CHECK(spike_format >= 0 && spike_format <= 2, "snnkern: unknown spike format ",
+                  spike_format);
   const int64_t bytes = (layout.numel() + 7) / 8;
   Tensor spikes =
       format == SpikeFormat::kBits

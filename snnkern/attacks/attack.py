@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnkern._checks import check_number
-from snnkern.nn import Gradient, gradient
+from snnkern.nn import LIF, Gradient, gradient
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -33,6 +33,16 @@ def attacked(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter, mode in wanted:
             parameter.requires_grad_(mode)
+
+
+def check_stateless(model: nn.Module) -> None:
+    """Raises where a layer carries state from call to call: no two calls are then alike."""
+    for name, module in model.named_modules():
+        if isinstance(module, LIF) and module.stateful:
+            raise ValueError(
+                f"model holds {name or 'a LIF'} with stateful=True, expected layers that start "
+                "from rest at every call"
+            )
 
 
 def check_images(x: Tensor, y: Tensor) -> None:
@@ -75,6 +85,7 @@ class Attack(ABC):
     ) -> Tensor:
         """Adversarial images."""
         check_images(x, y)
+        check_stateless(model)
         x = x.detach()
         with attacked(model), gradient(model, self.gradient):
             adversarial = self.perturb(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snnkern.attacks.attack import Attack, attacked, check_images
+from snnkern.attacks.attack import Attack, attacked, check_images, check_stateless
 from snnkern.nn import watch_spikes
 
 
@@ -106,6 +106,7 @@ def evaluate(
     attacks = dict(attacks or {})
     if "clean" in attacks:
         raise ValueError("attacks has one called 'clean', expected another name: that is no attack")
+    check_stateless(model)
     names = ["clean", *attacks]
     predictions: dict[str, list[Tensor]] = {name: [] for name in names}
     spikes = dict.fromkeys(names, 0)

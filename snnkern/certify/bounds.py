@@ -40,12 +40,15 @@ def bounds(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
-    plain = type(model).forward is SpikingNetwork.forward
-    if not isinstance(model, SpikingNetwork) or not plain:
+    parts = ["normalize", "encoder", "layers", "readout"]
+    plain = isinstance(model, SpikingNetwork) and ibp.runs_as(model, SpikingNetwork)
+    if not plain or [name for name, _ in model.named_children()] != parts:
         raise TypeError(
             f"model is a {type(model).__name__}, expected a snnkern.models.SpikingNetwork that "
             "runs its parts in their order"
         )
+    assert isinstance(model, SpikingNetwork)
+    _refuse_reduced_precision(lower.device)
     if lower.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"lower has dtype {lower.dtype}, expected float32 or float64")
     if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.numel() == 0:
@@ -66,8 +69,21 @@ def bounds(
         box = ibp.propagate(
             model.encoder, ibp.propagate(model.normalize, ibp.Interval(lower, upper))
         )
-        layers = list(model.layers) if isinstance(model.layers, nn.Sequential) else [model.layers]
+        plain = ibp.runs_as(model.layers, nn.Sequential)
+        layers = list(model.layers.children()) if plain else [model.layers]
         return ibp.margins(layers, model.readout, box, y)
+
+
+def _refuse_reduced_precision(device: torch.device) -> None:
+    """Raises where float32 sums are not computed as such: rounding errors are then unknown."""
+    reduced = torch.get_float32_matmul_precision() != "highest"
+    if device.type == "cuda":
+        reduced = reduced or torch.backends.cudnn.allow_tf32
+    if reduced:
+        raise RuntimeError(
+            "float32 sums may be computed in TF32 or bfloat16, expected full precision: "
+            "torch.set_float32_matmul_precision('highest'), torch.backends.cudnn.allow_tf32 = False"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,8 @@ class Certificate:
 
     It holds for the network run in evaluation mode, in the dtype of its weights and without
     autocast, for exactly ``timesteps`` steps, and for perturbed images in ``[0, 1]``; rounding
-    errors of the network and of the bound are accounted for.
+    errors of the network and of the bound are accounted for, where sums are computed in that
+    dtype, in any order (not in TF32, nor by transforms such as Winograd's).
 
     Attributes:
         certified: ``[N]`` bool: every margin is above 0, strictly.
@@ -104,9 +121,10 @@ def verify(
     """
     check_images(x, y)
     check_number("eps", eps, low=0)
-    # One number outwards, for the rounding of x - eps and x + eps.
-    lower = torch.nextafter(x - eps, torch.full_like(x, -math.inf)).clamp(0, 1)
-    upper = torch.nextafter(x + eps, torch.full_like(x, math.inf)).clamp(0, 1)
+    # The sums are rounded once, to the images' dtype: one number outwards covers that.
+    lower, upper = ((x.double() + side * eps).to(x.dtype) for side in (-1, 1))
+    lower = torch.nextafter(lower, torch.full_like(x, -math.inf)).clamp(0, 1)
+    upper = torch.nextafter(upper, torch.full_like(x, math.inf)).clamp(0, 1)
     if eps == 0:
         lower = upper = x
     margin = bounds(model, lower, upper, y, method).amin(1)

@@ -9,7 +9,7 @@ worst rounding error of any order of summation, of the network's sum and of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,8 @@ def affine(
     radius = torch.maximum(box.upper - centre, centre - box.lower)
     spread = magnitude(radius + gamma * (centre.abs() + 2 * radius)) + gamma * bias
     middle = apply(centre)
+    if not bool(middle.isfinite().all() and spread.isfinite().all()):
+        raise OverflowError("the model's sums overflow within the box, and so do their bounds")
     return Interval(middle - spread, middle + spread)
 
 
@@ -203,6 +205,16 @@ RULES: dict[type[nn.Module], Rule] = {
 }
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
+def runs_as(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
+    """Whether ``module`` computes what its class ``kind`` says: no other forward, and no hooks."""
+    own = isinstance(module, kind) and type(module).forward is kind.forward
+    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    return own and not changed
+
+
 def propagate(module: nn.Module, box: Interval) -> Interval:
     """Bounds of what ``module`` makes of any input in ``box``, in evaluation mode.
 
@@ -210,13 +222,17 @@ def propagate(module: nn.Module, box: Interval) -> Interval:
         TypeError: there is no rule for the module.
     """
     for kind, rule in RULES.items():
-        # A subclass that runs differently is not what the rule is about.
-        if isinstance(module, kind) and type(module).forward is kind.forward:
+        if runs_as(module, kind):
             return rule(module, box)
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+    if runs_as(module, nn.Sequential):
         for part in module:
             box = propagate(part, box)
         return box
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise TypeError(
+            f"model holds a {type(module).__name__} with forward hooks, expected none: what they "
+            "change is not known"
+        )
     known = ", ".join(sorted(kind.__name__ for kind in RULES))
     raise TypeError(
         f"model holds a {type(module).__name__}, which has no interval rule; expected {known} or "
@@ -244,7 +260,7 @@ def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tenso
     """
     timesteps = box.lower.shape[0]
     last = layers[-1]
-    if isinstance(last, TimeDistributed) and isinstance(last.module, nn.Linear):
+    if runs_as(last, TimeDistributed) and runs_as(last.module, nn.Linear):
         for layer in layers[:-1]:
             box = propagate(layer, box)
         counts = Interval(box.lower.sum(0), box.upper.sum(0))
@@ -263,7 +279,7 @@ def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tenso
         size = size + torch.einsum("nkf,nf->nk", absolute, reach)
         slack = rounding(last.module.in_features + timesteps + 2, lower.dtype) * size
         total = lower + constant - slack
-    elif isinstance(last, LIF) and not last.is_relu:
+    elif runs_as(last, LIF) and not last.is_relu:
         for layer in layers:
             box = propagate(layer, box)
         counts = Interval(box.lower.sum(0), box.upper.sum(0))
@@ -274,8 +290,8 @@ def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tenso
             f"model has {type(last).__name__} as its last layer, expected a LIF or "
             "TimeDistributed(nn.Linear)"
         )
-    if isinstance(readout, SumReadout):
+    if runs_as(readout, SumReadout):
         return total
-    if isinstance(readout, MeanReadout):
+    if runs_as(readout, MeanReadout):
         return total / timesteps
     raise TypeError(f"model ends in a {type(readout).__name__}, expected MeanReadout or SumReadout")

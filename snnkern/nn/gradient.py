@@ -16,6 +16,7 @@ Gradient = Surrogate | Literal["rate", "relu"]
 class GradientMode(nn.Module):
     """A module that ``gradient`` can switch. ``relu``: it is part of a ReLU network for good."""
 
+    is_neuron: bool = False
     relu: bool = False
     gradient_mode: Surrogate | Literal["relu"] | None = None
 
@@ -48,7 +49,7 @@ def gradient(model: nn.Module, g: Gradient | None) -> Iterator[None]:
     if g is not None and not isinstance(g, Surrogate) and g not in ("rate", "relu"):
         raise TypeError(f"g is {g!r}, expected a snnkern.surrogate.Surrogate, 'rate' or 'relu'")
     modules = [module for module in model.modules() if isinstance(module, GradientMode)]
-    if g is not None and not modules:
+    if g is not None and not any(module.is_neuron for module in modules):
         raise ValueError(
             f"model {type(model).__name__} holds no neuron of snnkern to differentiate"
         )

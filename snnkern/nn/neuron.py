@@ -17,6 +17,7 @@ from snnkern.functional import (
     Reset,
     SpikeFormat,
     Synapse,
+    check_options,
     check_parameter,
     decay_of,
 )
@@ -73,6 +74,7 @@ class LIF(GradientMode):
             does not fit the state of the call before.
     """
 
+    is_neuron = True
     threshold: Tensor
     synapse_decay: Tensor | None
 
@@ -108,7 +110,21 @@ class LIF(GradientMode):
         check_parameter("threshold", min_threshold)
         if charge == "leak" and leak is None:
             leak = 0.9
-        self.decay_name = DECAYS.get(charge, "leak")
+        check_options(
+            charge,
+            v_rest,
+            gain,
+            synapse,
+            reset,
+            v_reset,
+            detach_reset,
+            strict,
+            delayed_spike,
+            spike_format,
+            return_state,
+            torch.float32,
+        )
+        self.decay_name = DECAYS[charge]
         given = {"leak": leak, "tau": tau, "rate": rate}
         self._make_parameter(self.decay_name, decay_of(charge, given), learn_leak)
         self._make_parameter("threshold", threshold, learn_threshold)
