@@ -6,6 +6,7 @@ The comparisons allow nothing: a bound holds for the network as it is computed, 
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
 from collections.abc import Callable
@@ -769,7 +770,38 @@ class Backwards(LIF):
         return spikes.flip(2)
 
 
+class Negative(MeanReadout):
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+class Twice(TimeDistributed):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 LINEAR = TimeDistributed(nn.Linear(4, 3))
+
+
+def with_other_layers() -> SpikingNetwork:
+    return SpikingNetwork(
+        2,
+        Normalize([0.0], [1.0]),
+        Reversed(LIF(), LINEAR, TimeDistributed(nn.Flatten())),
+        MeanReadout(),
+    )
+
+
+def with_a_softmin() -> SpikingNetwork:
+    net = one_layer(LINEAR, LIF())
+    net.append(nn.Softmin(1))
+    return net
+
+
+def with_a_hook() -> SpikingNetwork:
+    last = nn.Linear(4, 3)
+    last.register_forward_hook(lambda module, inputs, output: -output)
+    return one_layer(TimeDistributed(last))
 
 
 @pytest.mark.parametrize(
@@ -782,7 +814,7 @@ LINEAR = TimeDistributed(nn.Linear(4, 3))
         (one_layer(LIF(charge="euler", rate=0.5), LINEAR), "expected charge='leak' without gain"),
         (one_layer(LIF(gain=2.0), LINEAR), "gain=2.0"),
         (one_layer(LIF(synapse="charged", synapse_decay=0.5), LINEAR), "synapse='charged'"),
-        (one_layer(LIF(delayed_spike=True), LINEAR), "delayed_spike=True"),
+        (one_layer(LIF(delayed_spike=True, reset="delayed_soft"), LINEAR), "delayed_spike=True"),
         (one_layer(LINEAR, TimeDistributed(nn.Identity())), "as its last layer"),
         (one_layer(LINEAR, readout=nn.AdaptiveAvgPool1d(1)), "AdaptiveAvgPool1d"),
         (one_layer(TimeDistributed(nn.BatchNorm1d(4)), LINEAR), "model holds a BatchNorm1d"),
@@ -790,6 +822,12 @@ LINEAR = TimeDistributed(nn.Linear(4, 3))
         (one_layer(TimeDistributed(Doubled(4, 4)), LIF(), LINEAR), "Doubled"),
         (one_layer(TimeDistributed(Reversed(nn.Linear(4, 4))), LINEAR), "Reversed"),
         (one_layer(Backwards(), LINEAR), "Backwards"),
+        (one_layer(LIF(), TimeDistributed(Doubled(4, 3))), "as its last layer"),
+        (one_layer(LIF(), Twice(nn.Linear(4, 3))), "Twice"),
+        (one_layer(LINEAR, LIF(), readout=Negative()), "Negative"),
+        (with_other_layers(), "Reversed"),
+        (with_a_softmin(), "that runs its parts in their order"),
+        (with_a_hook(), "as its last layer"),
     ],
 )
 def test_what_cannot_be_bounded_is_refused(net: nn.Module, message: str) -> None:
@@ -798,6 +836,27 @@ def test_what_cannot_be_bounded_is_refused(net: nn.Module, message: str) -> None
     with pytest.raises(TypeError, match=message):
         bounds(net, x, x, y)
     assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize("eps", [0.03, 0.005, 0.01, 0.02, 8 / 255])
+def test_the_box_of_verify_holds_the_whole_ball(
+    eps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def remember(model: nn.Module, lower: Tensor, upper: Tensor, *rest: object) -> Tensor:
+        seen.extend((lower, upper))
+        return torch.zeros(1, 2)
+
+    module = importlib.import_module("snnkern.certify.bounds")
+    monkeypatch.setattr(module, "bounds", remember)
+    near = torch.tensor([eps, 1 - eps]).view(2, 1)
+    steps = torch.arange(-20, 21) * 2.0**-29
+    x = torch.cat([near + steps, torch.rand(2, 41)]).clamp(0, 1).view(1, 1, 2, 82)
+    verify(one_layer(LINEAR), x, torch.zeros(1, dtype=torch.int64), eps)
+    lower, upper = (end.double() for end in seen)
+    assert (lower <= (x.double() - eps).clamp(0, 1)).all()
+    assert (upper >= (x.double() + eps).clamp(0, 1)).all()
 
 
 @pytest.mark.parametrize("samples", [1, 2])

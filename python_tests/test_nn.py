@@ -705,3 +705,49 @@ def test_golden_network_in_training_mode() -> None:
             if f"train.after.{name}.{key}" in data:
                 expected = torch.from_numpy(data[f"train.after.{name}.{key}"])
                 assert_within(part.get_buffer(key), expected, 1e-9, f"{name}.{key}")
+
+
+def test_a_number_first_seen_in_inference_mode_can_be_trained_with_later() -> None:
+    x = random(3, 2, 4).requires_grad_()
+    with torch.inference_mode():
+        functional.lif(x.detach(), 0.7654321, 1.2345678)
+    functional.lif(x, 0.7654321, 1.2345678).sum().backward()
+
+
+@pytest.mark.parametrize("spike_format", ["uint8", "bits"])
+def test_packed_spikes_of_learning_neurons_are_refused(
+    spike_format: functional.SpikeFormat,
+) -> None:
+    layer = LIF(learn_threshold=True, spike_format=spike_format)
+    with pytest.raises(ValueError, match=r"and threshold requires a gradient, expected 'input'"):
+        layer(random(3, 2, 4))
+    with torch.no_grad():
+        assert layer(random(3, 2, 4)).dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"charge": "foo"}, ValueError, r"charge is 'foo', expected one of leak"),
+        ({"threshold": "1"}, TypeError, r"threshold is '1' of type str, expected a number"),
+        ({"reset": "Hard"}, ValueError, r"reset is 'Hard', expected one of hard"),
+        ({"strict": 1}, TypeError, r"strict is 1 of type int, expected a bool"),
+        ({"synapse": "x"}, ValueError, r"synapse is 'x', expected one of none"),
+    ],
+)
+def test_bad_options_are_refused_when_the_layer_is_made(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        LIF(**options)
+
+
+def test_attacks_refuse_layers_that_remember() -> None:
+    model = torch.nn.Sequential(snnkern.nn.Direct(2), LIF(stateful=True), snnkern.nn.MeanReadout())
+    x, y = torch.rand(2, 3), torch.zeros(2, dtype=torch.int64)
+    for use in (
+        lambda: snnkern.attacks.FGSM()(model, x, y),
+        lambda: snnkern.evaluate(model, [(x, y)], progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"model holds 1 with stateful=True, expected layers"):
+            use()

@@ -61,7 +61,10 @@ def affine(
     spread = magnitude(radius + gamma * (centre.abs() + 2 * radius)) + gamma * bias
     middle = apply(centre)
     if not bool(middle.isfinite().all() and spread.isfinite().all()):
-        raise OverflowError("the model's sums overflow within the box, and so do their bounds")
+        raise ValueError(
+            "the model's sums overflow within the box, expected weights and inputs whose sums are "
+            "finite"
+        )
     return Interval(middle - spread, middle + spread)
 
 
