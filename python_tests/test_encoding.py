@@ -57,7 +57,7 @@ def test_the_layer() -> None:
     expected = encode(0.5 * x, 6, "bernoulli", generator=torch.Generator().manual_seed(3))
     assert torch.equal(layer(x, seed), expected)
     assert repr(layer) == "RateCoding(timesteps=6, coding='bernoulli', rate=0.5)"
-    with nn.gradient(layer, "relu"):
+    with nn.gradient(torch.nn.Sequential(layer, nn.LIF()), "relu"):
         assert torch.equal(layer(x), 0.5 * x[None])
 
 

@@ -326,7 +326,9 @@ def _neurons(
     )
     if spike_format != "input" and torch.is_grad_enabled():
         names = ("x", DECAYS[charge], "threshold", "synapse_decay", "v_init", "current_init")
-        for name, tensor in zip(names, (x, *tensors), strict=False):
+        # A final state still carries the gradient of everything but the input.
+        seen = (x,) if return_state else (x, *tensors)
+        for name, tensor in zip(names, seen, strict=False):
             if tensor is not None and tensor.requires_grad:
                 raise ValueError(
                     f"spike_format is {spike_format!r} and {name} requires a gradient, expected "
