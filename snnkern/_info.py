@@ -41,10 +41,10 @@ def info() -> str:
     ]
     if built:
         lines.append(f"built     with {built['compiler']} for torch {built['torch']}")
-    fastest = {"cpu": "cpu" if not _load.why_not else "reference"}
+    fastest = "reference" if _load.why_not else "cpu"
     for name, reason in backends().items():
         note = f"no: {reason}" if reason else "yes"
-        if name == fastest["cpu"]:
+        if name == fastest:
             note += ", and what backend=None takes for CPU tensors"
         lines.append(f"{name:<9} {note}")
     return "\n".join(lines)
