@@ -60,11 +60,11 @@ struct GradientRows {
 
 // kSteps steps of the backward scan over a row of neurons: the membranes are recomputed going
 // forward, then the gradient goes back. `after_end`: grad_v holds dL/du of the last step instead.
-template <Reset kReset, bool kParameterGradients, std::int64_t kSteps, class Derivative>
+template <Reset kReset, bool kAttached, bool kParameterGradients, std::int64_t kSteps,
+          class Derivative, class Argument>
 SNN_CLONES void step_gradient_rows(std::int64_t n, const Uniform neurons,
-                                   const Derivative derivative, const float attached,
-                                   const bool normalized, const bool after_end,
-                                   const GradientRows rows) {
+                                   const Derivative derivative, const Argument z,
+                                   const bool after_end, const GradientRows rows) {
   const float* __restrict x = rows.x;
   const float* __restrict u_in = rows.u;
   const float* __restrict gs = rows.gs;
@@ -74,9 +74,8 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Uniform neurons,
   float* __restrict grad_threshold = rows.grad_threshold;
   const std::int64_t x_step = rows.x_step, gs_step = rows.gs_step, gx_step = rows.gx_step;
   const Neuron<float> neuron = neurons[0];
-  const SurrogateArgument<float> z = neurons.argument(0, normalized);
   const float last_du = after_end ? 1.0f : neuron.decay;
-  const float last_next = after_end ? 0.0f : 1.0f;
+  const float last_delayed = after_end ? 0.0f : 1.0f;
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < n; ++i) {
     // All is read before anything is written: rows of different tensors often lie a multiple of 4
@@ -90,15 +89,15 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Uniform neurons,
       v[k] = charge<Charge::kLeak, kReset>(u, x[i + k * x_step], neuron);
       u = reset<kReset>(v[k], fires(v[k], neuron), neuron);
     }
-    float gu = last_du * grad_v[i];
-    float g_next = last_next * grad_v[i];
+    float g_next = grad_v[i];
     float decay = 0.0f, threshold = 0.0f;
 #pragma GCC unroll 4
     for (std::int64_t k = kSteps - 1; k >= 0; --k) {
-      const StepGradient<float> g = step_gradient<kReset>(
-          v[k], derivative(z(v[k])) * z.scale, g_spike[k], gu, g_next, attached, neuron, z);
+      const bool last = k == kSteps - 1;
+      const StepGradient<float> g = step_gradient<kReset, kAttached>(
+          v[k], derivative(z(v[k])) * z.scale, g_spike[k], g_next, last ? last_du : neuron.decay,
+          last ? last_delayed : 1.0f, neuron, z);
       g_next = g.v;
-      gu = neuron.decay * g_next;
       decay += g.v * u_before[k];
       threshold += g.threshold;
       g_v[k] = g.v;
@@ -115,19 +114,16 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Uniform neurons,
 
 // What reaches the state before the first step, and, for a delayed reset that looks at it, the
 // threshold.
-template <Reset kReset, class Derivative>
-void init_gradient(const LifBackward<float>& p, const Uniform& neurons,
-                   const Derivative& derivative, float attached, std::int64_t begin, std::int64_t n,
-                   const float* grad_v, float* grad_threshold) {
-  const Neuron<float> neuron = neurons[0];
-  const SurrogateArgument<float> z = neurons.argument(0, p.surrogates[0].normalized);
+template <Reset kReset, bool kAttached, class Derivative>
+void init_gradient(const LifBackward<float>& p, const Neuron<float>& neuron,
+                   const Derivative& derivative, const SurrogateArgument<float>& z,
+                   std::int64_t begin, std::int64_t n, const float* grad_v, float* grad_threshold) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const float gu = neuron.decay * grad_v[i];
-    StepGradient<float> g{gu, 0.0f};
+    StepGradient<float> g{neuron.decay * grad_v[i], 0.0f};
     if constexpr (kReset == Reset::kDelayedSoft) {
       const float u = p.v_init ? p.v_init[begin + i] : 0.0f;
-      g = step_gradient<kReset>(u, derivative(z(u)) * z.scale, 0.0f, gu, grad_v[i], attached,
-                                neuron, z);
+      g = step_gradient<kReset, kAttached>(u, derivative(z(u)) * z.scale, 0.0f, grad_v[i],
+                                           neuron.decay, 1.0f, neuron, z);
     }
     if (p.grad_v_init) p.grad_v_init[begin + i] = g.v;
     grad_threshold[i] += g.threshold;
@@ -214,45 +210,49 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
         });
       });
     }
-    const float attached = p.detach_reset ? 0.0f : 1.0f;
     const bool parameter_gradients = p.neuron_grad_decay || p.neuron_grad_threshold;
     start_from(p.grad_state, begin, n, grad_v);
     std::fill_n(grad_decay, n, 0.0f);
     std::fill_n(grad_threshold, n, 0.0f);
+    const SurrogateArgument<float> z = neurons.argument(0, surrogate.normalized);
     with_surrogate<float>(surrogate.kind, surrogate.args, [&](const auto& derivative) {
-      for (std::int64_t block = blocks - 1; block >= 0; --block) {
-        const bool after_end = p.grad_state && block == blocks - 1;
-        visit_block(T, block, [&](auto steps, std::int64_t t) {
-          for_each_strip(buffered, n, [&](std::int64_t from, std::int64_t count) {
-            const auto x = currents.rows(t, steps, from, count);
-            const auto gs = load_rows(p.shape.dtype, p.grad_spikes, t * p.grad_step + begin + from,
-                                      p.grad_step, steps, count, gs_buffer);
-            const auto gx = grad_x.target(t, from, count);
-            const GradientRows at{x.data,
-                                  states + block * length + from,
-                                  gs.data,
-                                  gx.data,
-                                  grad_v + from,
-                                  grad_decay + from,
-                                  grad_threshold + from,
-                                  x.step,
-                                  gs.step,
-                                  gx.step};
-            // Single steps are rare enough not to be compiled without parameter gradients as well.
-            with_bool(
-                parameter_gradients || steps == 1, [&]<bool kGradients>(Constant<kGradients>) {
-                  if constexpr (kGradients || steps != 1) {
-                    step_gradient_rows<kReset, kGradients, steps>(
-                        count, neurons, derivative, attached, surrogate.normalized, after_end, at);
-                  }
-                });
-            grad_x.store(gx, t, steps, from, count);
+      with_bool(!p.detach_reset, [&]<bool kAttached>(Constant<kAttached>) {
+        for (std::int64_t block = blocks - 1; block >= 0; --block) {
+          const bool after_end = p.grad_state && block == blocks - 1;
+          visit_block(T, block, [&](auto steps, std::int64_t t) {
+            for_each_strip(buffered, n, [&](std::int64_t from, std::int64_t count) {
+              const auto x = currents.rows(t, steps, from, count);
+              const auto gs =
+                  load_rows(p.shape.dtype, p.grad_spikes, t * p.grad_step + begin + from,
+                            p.grad_step, steps, count, gs_buffer);
+              const auto gx = grad_x.target(t, from, count);
+              const GradientRows at{x.data,
+                                    states + block * length + from,
+                                    gs.data,
+                                    gx.data,
+                                    grad_v + from,
+                                    grad_decay + from,
+                                    grad_threshold + from,
+                                    x.step,
+                                    gs.step,
+                                    gx.step};
+              // Not every combination is compiled: what is rare does a little more than it must.
+              if (steps == 1 || parameter_gradients || surrogate.normalized) {
+                step_gradient_rows<kReset, kAttached, true, steps>(count, neurons, derivative, z,
+                                                                   after_end, at);
+              } else if constexpr (steps != 1) {
+                step_gradient_rows<kReset, kAttached, false, steps>(
+                    count, neurons, derivative, DistanceToThreshold<float>{z.shift}, after_end, at);
+              }
+              grad_x.store(gx, t, steps, from, count);
+            });
           });
-        });
-      }
-      if (p.grad_v_init || parameter_gradients) {
-        init_gradient<kReset>(p, neurons, derivative, attached, begin, n, grad_v, grad_threshold);
-      }
+        }
+        if (p.grad_v_init || parameter_gradients) {
+          init_gradient<kReset, kAttached>(p, neurons[0], derivative, z, begin, n, grad_v,
+                                           grad_threshold);
+        }
+      });
     });
     if (p.neuron_grad_decay) std::copy_n(grad_decay, n, p.neuron_grad_decay + begin);
     if (p.neuron_grad_threshold) std::copy_n(grad_threshold, n, p.neuron_grad_threshold + begin);
