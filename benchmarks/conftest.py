@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -113,9 +114,15 @@ def compare(
     pytestconfig: pytest.Config,
 ) -> Compare:
     def run(
-        title: str, contenders: Contenders, *, shape: tuple[int, ...], ideal_bytes: int
+        title: str,
+        contenders: Contenders,
+        *,
+        shape: tuple[int, ...],
+        ideal_bytes: int,
+        bars: Mapping[str, float] = MappingProxyType({}),
+        tolerance: float | None = None,
     ) -> None:
-        seconds = comparison.first_calls(contenders)
+        seconds = comparison.first_calls(contenders, tolerance)
         if benchmark.disabled:
             benchmark(lambda: None)
             return
@@ -125,6 +132,7 @@ def compare(
             shape,
             ideal_bytes,
             contenders,
+            bars,
             _first_calls.setdefault((title, setting.threads), seconds),
         )
         result.measure(benchmark)
