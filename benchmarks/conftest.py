@@ -13,6 +13,7 @@ import torch
 
 import snnkern
 from benchmarks import comparison
+from benchmarks.baselines import spikingjelly_version
 from benchmarks.comparison import PAGES, Compare, Comparison, Contenders, Setting
 from snnkern.memory import can_keep_pages
 
@@ -53,6 +54,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[1, 2],
         metavar="N,...",
         help="numbers of threads (default: 1,2)",
+    )
+    group.addoption(
+        "--slow",
+        action="store_true",
+        help="also SpikingJelly's forward compiled for 32 steps, a minute each of four times",
     )
     group.addoption(
         "--save-results",
@@ -147,7 +153,7 @@ def pytest_terminal_summary(
     comparisons = config.stash[COMPARISONS]
     if not comparisons:
         return
-    about = comparison.facts(config)
+    about = comparison.facts(config) | {"SpikingJelly": spikingjelly_version}
     terminalreporter.section("medians of interleaved rounds")
     for name, value in about.items():
         terminalreporter.write_line(f"{name}: {value}")
