@@ -214,6 +214,27 @@ def in_memory_order(spikes: Tensor) -> Tensor:
     return spikes.permute(0, *order).flatten(1)
 
 
+def pack_spikes(spikes: Tensor) -> tuple[Tensor, Tensor]:
+    """Spikes ``[T, ...]`` as bits, and the first value in memory that is none, 0 where all are.
+
+    The second is float64, a number on its own.
+    """
+    dense = empty_steps(spikes, spikes.dtype, spikes.shape[0]).copy_(spikes)
+    rows = in_memory_order(dense)
+    strays = rows[(rows != 0) & (rows != 1)]
+    first = strays[0] if len(strays) else spikes.new_zeros(())
+    return pack_bits(rows), first.to(torch.float64, copy=True)
+
+
+def unpack_spikes(packed: Tensor, size: list[int], stride: list[int], dtype: torch.dtype) -> Tensor:
+    """Bits as spikes of the given size and strides, whose steps are dense and time outermost."""
+    spikes = packed.new_empty_strided(size, stride, dtype=dtype)
+    rows = in_memory_order(spikes)  # a view, since the steps are dense
+    bits = packed.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8, device=packed.device)
+    rows.copy_((bits & 1).flatten(1)[:, : rows.shape[1]])
+    return spikes
+
+
 def _neuron(
     x: Tensor,
     decay: Tensor,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from snnkern.nn import packed
 
 # What these make of one step does not depend on any other, nor on chance.
 _TIME_INVARIANT = (
@@ -19,6 +22,10 @@ _TIME_INVARIANT = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
+    packed.Conv2d,
+    packed.Linear,
+    packed.AvgPool2d,
+    packed.MaxPool2d,
     nn.Flatten,
     nn.Identity,
 )
@@ -51,6 +58,20 @@ class TimeDistributed(nn.Module):
         # Exact types: what a subclass or a container of the user's own does is not known.
         parts = list(self.module.modules())
         return all(type(part) in _TIME_INVARIANT or type(part) is nn.Sequential for part in parts)
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout whose mask is the same in all time steps, ``[T, N, ...] -> [T, N, ...]``.
+
+    Kundu et al. 2021, after the hybrid training of Rathi et al. 2020. ``nn.Dropout`` on the same
+    tensor draws a mask for every step.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The spikes of the neurons that stay, scaled by ``1 / (1 - p)``."""
+        if not self.training:
+            return input
+        return input * super().forward(torch.ones_like(input[:1]))
 
 
 class MeanReadout(nn.Module):
