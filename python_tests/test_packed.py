@@ -399,11 +399,24 @@ def test_a_second_derivative_is_refused_where_spikes_were_packed() -> None:
         y = layer(x.requires_grad_())
         with pytest.raises(NotImplementedError, match=r"a second derivative of snnkern\.nn"):
             torch.autograd.grad(y.sum(), x, create_graph=True)
-    x = random(2, 3, 4, 4).requires_grad_()
-    (grad,) = torch.autograd.grad(AvgPool2d(2)(x * x).square().sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad(grad.sum(), x)
-    (first,) = torch.autograd.grad(F.avg_pool2d(x * x, 2).square().sum(), x, create_graph=True)
-    torch.testing.assert_close(second, torch.autograd.grad(first.sum(), x)[0])
+
+
+def test_a_second_derivative_is_that_of_torch_where_nothing_was_packed() -> None:
+    frozen = Conv2d(3, 4, 3).requires_grad_(False)
+    pairs: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = [
+        (AvgPool2d(2), lambda x: F.avg_pool2d(x, 2)),
+        (frozen, lambda x: F.conv2d(x, frozen.weight, frozen.bias)),
+        (learnt := Conv2d(3, 4, 3), lambda x: F.conv2d(x, learnt.weight, learnt.bias)),
+        (MaxPool2d(2), lambda x: F.max_pool2d(x, 2)),
+    ]
+    for pair in pairs:
+        seconds = []
+        for layer in pair:
+            x = random(2, 3, 4, 4).requires_grad_()
+            (first,) = torch.autograd.grad(layer(x * x).pow(3).sum(), x, create_graph=True)
+            seconds.append(torch.autograd.grad(first.square().sum(), x)[0])
+        assert seconds[0].any()
+        torch.testing.assert_close(seconds[0], seconds[1])
 
 
 def test_a_held_image_runs_through_the_layers_once() -> None:

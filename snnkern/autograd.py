@@ -323,8 +323,9 @@ class PackedConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of ``x``, weight and bias."""
-        _refuse_second_derivative("Conv2d")
         packed, weight = ctx.saved_tensors
+        if packed is not None:
+            _refuse_second_derivative("Conv2d")
         (grad,) = grads
         of_x, _, of_weight, of_bias, *_ = ctx.needs_input_grad
         stride, padding, dilation, groups = ctx.options

@@ -215,15 +215,16 @@ def in_memory_order(spikes: Tensor) -> Tensor:
 
 
 def pack_spikes(spikes: Tensor) -> tuple[Tensor, Tensor]:
-    """Spikes ``[T, ...]`` as bits, and the first value in memory that is none, 0 where all are.
+    """Spikes ``[T, ...]`` as bits, and the first value in memory that is neither 0 nor 1.
 
-    The second is float64, a number on its own.
+    That is a float64 number on its own, 0 where there is none; the bits mean nothing otherwise.
     """
     dense = empty_steps(spikes, spikes.dtype, spikes.shape[0]).copy_(spikes)
     rows = in_memory_order(dense)
-    strays = rows[(rows != 0) & (rows != 1)]
-    first = strays[0] if len(strays) else spikes.new_zeros(())
-    return pack_bits(rows), first.to(torch.float64, copy=True)
+    strays = ((rows != 0) & (rows != 1)).flatten()
+    # Without a look at the values, for which a GPU would have to be waited for.
+    first = rows.flatten()[strays.to(torch.uint8).argmax()].to(torch.float64)
+    return pack_bits(rows), torch.where(strays.any(), first, 0)
 
 
 def unpack_spikes(packed: Tensor, size: list[int], stride: list[int], dtype: torch.dtype) -> Tensor:

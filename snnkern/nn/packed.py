@@ -71,7 +71,7 @@ class Conv2d(SpikeInput, nn.Conv2d):
     Output and gradients are those of ``torch.nn.Conv2d``, and so are parameters and state_dict.
     Where the weight wants a gradient and the input is spikes, they are kept for backward as bits,
     1/32 of float32; where it wants none, nothing of the input is kept. What was padded by other
-    than zeros is kept padded. Second derivatives are refused unless the input was kept as it is.
+    than zeros is kept padded. Second derivatives are refused where bits were kept.
 
     Args:
         args, options: as ``torch.nn.Conv2d`` takes them.
@@ -108,7 +108,7 @@ class Linear(SpikeInput, nn.Linear):
 
     Output and gradients are those of ``torch.nn.Linear``, and so are parameters and state_dict.
     Spikes are kept for the gradient of the weight as bits, 1/32 of float32. Second derivatives are
-    refused unless the input was kept as it is.
+    refused where they were.
 
     Args:
         args, options: as ``torch.nn.Linear`` takes them.
@@ -133,7 +133,7 @@ class MaxPool2d(SpikeInput, nn.MaxPool2d):
 
     Output and gradients are those of ``torch.nn.MaxPool2d``. Instead of the input and an int64
     index per output, spikes are kept as bits, and backward finds the largest of them anew. Second
-    derivatives are refused unless the input was kept as it is.
+    derivatives are refused where they were.
 
     Args:
         args, options: as ``torch.nn.MaxPool2d`` takes them.
