@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines import ALPHA, lif_loop
+from benchmarks.baselines import (
+    OPTIONS,
+    Layer,
+    lif_loop,
+    spikingjelly_layers,
+    spikingjelly_version,
+)
 from snnkern.models import vgg11
 from snnkern.nn import LIF, NormLIF, TimeDistributed
 from snnkern.report.table import Cell, Table
-from snnkern.surrogate import ATan
 
-TIMESTEPS, IMAGES, LEAK, THRESHOLD = 8, 2, 0.5, 1.0
+TIMESTEPS, IMAGES = 8, 2
 # Of what the plain network saves.
 BAR = 1 / 3
 
 
-class Loop(nn.Module):
-    """The plain loop over time as a layer."""
+class Neurons(nn.Module):
+    """A neuron layer that is a function."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return lif_loop(x, LEAK, THRESHOLD)
+        return self.layer(x)
 
 
 class Merged(nn.Module):
@@ -41,49 +49,25 @@ class Merged(nn.Module):
         return merged.view(*x.shape[:2], *merged.shape[1:])
 
 
-def make_plain(network: nn.Module, neuron: Callable[[], nn.Module]) -> nn.Module:
-    """Batch norm over merged time and ``neuron`` apart, in ``network`` of torch's layers."""
+def make_plain(network: nn.Module, layer: Layer) -> nn.Module:
+    """Batch norm over merged time and neurons apart, in ``network`` of torch's layers."""
     for name, child in network.named_children():
         if isinstance(child, NormLIF):
             norm = Merged(nn.BatchNorm2d(child.num_features))
-            network.register_module(name, nn.Sequential(norm, neuron()))
+            network.register_module(name, nn.Sequential(norm, Neurons(layer)))
         elif isinstance(child, LIF):
-            network.register_module(name, neuron())
+            network.register_module(name, Neurons(layer))
         elif isinstance(child, TimeDistributed):
             network.register_module(name, Merged(child.module))
         else:
-            make_plain(child, neuron)
+            make_plain(child, layer)
     return network
 
 
 def ours(pack: bool) -> nn.Module:
     """The same weights every time."""
     torch.manual_seed(0)
-    options: dict[str, Any] = {"surrogate": ATan(ALPHA), "detach_reset": True}
-    return vgg11(
-        timesteps=TIMESTEPS, pack=pack, leak=LEAK, threshold=THRESHOLD, reset="hard", **options
-    )
-
-
-def spikingjelly_neuron() -> tuple[Callable[[], nn.Module] | None, str]:
-    """What makes SpikingJelly's neurons, and its version or why there are none."""
-    try:
-        from spikingjelly.activation_based import neuron, surrogate
-    except ImportError as error:
-        return None, f"not compared, since it cannot be imported ({error})"
-
-    def node() -> nn.Module:
-        made: nn.Module = neuron.LIFNode(
-            tau=1 / (1 - LEAK),
-            decay_input=False,
-            v_threshold=THRESHOLD,
-            surrogate_function=surrogate.ATan(ALPHA),
-            detach_reset=True,
-            step_mode="m",
-        )
-        return made
-
-    return node, version("spikingjelly")
+    return vgg11(timesteps=TIMESTEPS, pack=pack, **OPTIONS)
 
 
 class Kept:
@@ -123,12 +107,11 @@ def test_memory(benchmark: Any, report_table: Callable[..., None]) -> None:
     unpacked = ours(pack=False)
     networks = {
         "snnkern, layers of torch.nn": unpacked,
-        "plain PyTorch": make_plain(copy.deepcopy(unpacked), Loop),
+        "plain PyTorch": make_plain(copy.deepcopy(unpacked), lif_loop),
     }
-    node, about_node = spikingjelly_neuron()
-    if node is not None:
-        title = f"plain PyTorch, neurons of SpikingJelly {about_node}"
-        networks[title] = make_plain(copy.deepcopy(unpacked), node)
+    if jelly := spikingjelly_layers.get("SpikingJelly"):
+        title = f"plain PyTorch, neurons of SpikingJelly {spikingjelly_version}"
+        networks[title] = make_plain(copy.deepcopy(unpacked), jelly)
     count, output = benchmark.pedantic(saved_bytes, (ours(pack=True), images, labels), rounds=1)
     saved, logits = {"snnkern": count}, {"snnkern": output}
     for name, network in networks.items():
@@ -149,8 +132,8 @@ def test_memory(benchmark: Any, report_table: Callable[..., None]) -> None:
         f"VGG11 with batch norm, T = {TIMESTEPS}, {IMAGES} images of 32x32, float32, one training "
         "step: what autograd holds when backward starts, every storage once, parameters aside."
     )
-    if node is None:
-        caption += f" SpikingJelly is {about_node}."
+    if jelly is None:
+        caption += f" SpikingJelly is {spikingjelly_version}."
     report_table(
         "memory",
         Table(caption, tuple(map(Cell, head)), rows),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import snnkern
 from benchmarks import comparison
+from benchmarks.baselines import spikingjelly_version
 from benchmarks.comparison import PAGES, Compare, Comparison, Contenders, Setting
 from snnkern.memory import can_keep_pages
 from snnkern.report.table import Table
@@ -54,6 +56,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[1, 2],
         metavar="N,...",
         help="numbers of threads (default: 1,2)",
+    )
+    group.addoption(
+        "--slow",
+        action="store_true",
+        help="also SpikingJelly's forward compiled for 32 steps, a minute each of four times",
     )
     group.addoption(
         "--save-results",
@@ -116,9 +123,15 @@ def compare(
     pytestconfig: pytest.Config,
 ) -> Compare:
     def run(
-        title: str, contenders: Contenders, *, shape: tuple[int, ...], ideal_bytes: int
+        title: str,
+        contenders: Contenders,
+        *,
+        shape: tuple[int, ...],
+        ideal_bytes: int,
+        bars: Mapping[str, float] = MappingProxyType({}),
+        tolerance: float | None = None,
     ) -> None:
-        seconds = comparison.first_calls(contenders)
+        seconds = comparison.first_calls(contenders, tolerance)
         if benchmark.disabled:
             benchmark(lambda: None)
             return
@@ -128,6 +141,7 @@ def compare(
             shape,
             ideal_bytes,
             contenders,
+            bars,
             _first_calls.setdefault((title, setting.threads), seconds),
         )
         result.measure(benchmark)
@@ -155,7 +169,7 @@ def pytest_terminal_summary(
     comparisons = config.stash[COMPARISONS]
     if not comparisons:
         return
-    about = comparison.facts(config)
+    about = comparison.facts(config) | {"SpikingJelly": spikingjelly_version}
     terminalreporter.section("medians of interleaved rounds")
     for name, value in about.items():
         terminalreporter.write_line(f"{name}: {value}")

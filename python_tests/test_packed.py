@@ -47,8 +47,7 @@ def test_opcheck(overload: str) -> None:
     for layout, dtype in zip(LAYOUTS, SPIKE_DTYPES, strict=False):
         x = laid_out(spikes_of((5, 2, 3, 4), dtype), layout)
         opcheck(pack, (x,))
-        strides = (x[0].numel(), *step_strides(x))
-        opcheck(unpack, (pack(x)[0], list(x.shape), list(strides), dtype))
+        opcheck(unpack, (pack(x)[0], list(x.shape), list(x.stride()), dtype))
 
 
 @settings(max_examples=60)
@@ -144,9 +143,9 @@ def test_bad_arguments(
 def test_the_raw_ops_protect_memory() -> None:
     packed = pack_spikes(spikes_of((4, 9)))
     unpack = torch.ops.snnkern.unpack_spikes.default
-    for size, stride in (((4, 17), (17, 1)), ((5, 9), (9, 1)), ((4, 9), (10, 1)), ((4, 9), (9, 2))):
+    for size, stride in (((4, 17), (17, 1)), ((5, 9), (9, 1)), ((4, 9), (9,)), ((), ())):
         if COMPILED:
-            with pytest.raises(RuntimeError, match="packed spikes need"):
+            with pytest.raises(RuntimeError, match=r"packed spikes need|x has no dimension"):
                 unpack(packed, size, stride, torch.float32)
 
 
@@ -312,7 +311,7 @@ def test_an_empty_batch_is_no_error() -> None:
 
 
 def compiled(layer: nn.Module, x: Tensor, amp: bool) -> list[Tensor]:
-    run: Any = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    run: Any = torch.compile(layer, fullgraph=True, dynamic=amp, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
         y = run(x)
     return list(torch.autograd.grad(y, [x, *layer.parameters()], torch.ones_like(y)))
@@ -428,6 +427,31 @@ def test_a_held_image_runs_through_the_layers_once() -> None:
     assert shapes == [(2, 3, 8, 8)]
     assert y.shape[:2] == (5, 2)
     assert y.stride(0) == 0
+
+
+@pytest.mark.parametrize("spike_input", [None, True])
+def test_gradients_through_the_rate_are_those_of_the_plain_network(
+    spike_input: bool | None,
+) -> None:
+    def net(kinds: Any, **options: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            snnkern.LIF(threshold=0.5),
+            TimeDistributed(kinds.Conv2d(2, 3, 3, padding=1, **options)),
+            snnkern.LIF(threshold=0.2),
+            TimeDistributed(kinds.MaxPool2d(2, **options)),
+            TimeDistributed(nn.Sequential(nn.Flatten(), kinds.Linear(12, 4, **options))),
+            snnkern.nn.MeanReadout(),
+        )
+
+    x = random(3, 2, 2, 4, 4)
+    results = []
+    for one in (net(snnkern.nn, spike_input=spike_input), net(nn)):
+        with snnkern.gradient(one, "rate"):
+            results.append(outcome(one, x))
+    assert results[0][1].any()
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def small_vgg(pack: bool, **options: Any) -> nn.Module:

@@ -16,7 +16,7 @@ from snnkern import (
     _load,  # noqa: F401  registers the compiled kernels
     reference,
 )
-from snnkern._layout import empty_step, empty_steps
+from snnkern._layout import empty_step, empty_steps, empty_steps_of
 
 TENSORS = (
     "Tensor decay, Tensor threshold, Tensor? synapse_decay, Tensor? v_init, Tensor? current_init"
@@ -140,7 +140,7 @@ def _pack_spikes_fake(spikes: Tensor) -> tuple[Tensor, Tensor]:
 def _unpack_spikes_fake(
     packed: Tensor, size: list[int], stride: list[int], dtype: torch.dtype
 ) -> Tensor:
-    return packed.new_empty_strided(size, stride, dtype=dtype)
+    return empty_steps_of(packed, size, stride, dtype)
 
 
 FAKES: dict[str, Callable[..., Any]] = {

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnkern._layout import step_strides
+from snnkern._layout import empty_steps
+from snnkern.reference import RATE
 
 
 def _run(op: Any, *arguments: Any) -> Any:
@@ -52,6 +53,31 @@ class LIFConfig(NamedTuple):
         return self[1:9]
 
 
+def _fired(spikes: Tensor) -> Tensor:
+    """Which neurons fired at all, ``[N, ...]`` bool from ``[T, N, ...]``."""
+    return spikes.amax(0) > 0
+
+
+def is_constant(steps: Tensor) -> bool:
+    """Whether ``[T, N, ...]`` is one step, seen T times."""
+    return steps.shape[0] > 1 and steps.stride(0) == 0
+
+
+def _through_rate(grad_spikes: Tensor, fired: Tensor) -> Tensor:
+    """Backpropagation through the rate (BPTR): what a neuron gets passes on if it fired at all.
+
+    Nothing in it depends on time: a gradient that is the same at every step stays one step long
+    (stride 0), and so does the whole way back through the network (Ding et al. 2022, eq. 11).
+    """
+    if not is_constant(grad_spikes):
+        return torch.where(fired, grad_spikes, 0)
+    return torch.where(fired, grad_spikes[0], 0).expand(grad_spikes.shape)
+
+
+def _sum_over_time(steps: Tensor) -> Tensor:
+    return steps.shape[0] * steps[0] if is_constant(steps) else steps.sum(0)
+
+
 class LIFFunction(torch.autograd.Function):
     """``lif_forward`` with ``lif_backward`` as its derivative. Saves the input, no membrane."""
 
@@ -68,9 +94,6 @@ class LIFFunction(torch.autograd.Function):
         config: LIFConfig,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Spikes, final state and final synaptic current."""
-        ctx.save_for_backward(
-            x, decay, threshold, synapse_decay, v_init, current_init, surrogate_table
-        )
         ctx.set_materialize_grads(False)
         ctx.config = config
         op = getattr(torch.ops.snnkern.lif_forward, config.overload)
@@ -87,12 +110,25 @@ class LIFFunction(torch.autograd.Function):
             config.spike_format,
             config.return_state,
         )
+        if config.surrogate == RATE:
+            ctx.save_for_backward(_fired(spikes))
+        else:
+            ctx.save_for_backward(
+                x, decay, threshold, synapse_decay, v_init, current_init, surrogate_table
+            )
         return spikes, state, current
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the tensors that went in."""
         grad_spikes, grad_state, grad_current = grads
+        if ctx.config.surrogate == RATE:
+            if grad_spikes is None:
+                return (None,) * 8
+            grad_x = _through_rate(grad_spikes, *ctx.saved_tensors)
+            if ctx.config.timesteps:
+                grad_x = _sum_over_time(grad_x).unsqueeze(0)
+            return grad_x, *(None,) * 7
         x, decay, threshold, synapse_decay, v_init, current_init, table = ctx.saved_tensors
         config: LIFConfig = ctx.config
         if grad_spikes is None:
@@ -166,19 +202,6 @@ class NormLIFFunction(torch.autograd.Function):
         inverse = torch.rsqrt(var + norm.eps)
         scale = weight * inverse
         shift = bias - mean * scale
-        ctx.save_for_backward(
-            x,
-            mean,
-            inverse,
-            scale,
-            shift,
-            decay,
-            threshold,
-            synapse_decay,
-            v_init,
-            current_init,
-            surrogate_table,
-        )
         ctx.set_materialize_grads(False)
         ctx.norm, ctx.config = norm, config
         op = getattr(torch.ops.snnkern.norm_lif_forward, config.overload)
@@ -196,12 +219,32 @@ class NormLIFFunction(torch.autograd.Function):
             config.spike_format,
             config.return_state,
         )
+        if config.surrogate == RATE:
+            # Given statistics do not depend on x: then only the gradient of the weight asks for it.
+            asked = norm.samples > 0 or ctx.needs_input_grad[3]
+            ctx.save_for_backward(_fired(spikes), x if asked else None, mean, inverse, scale)
+        else:
+            ctx.save_for_backward(
+                x,
+                mean,
+                inverse,
+                scale,
+                shift,
+                decay,
+                threshold,
+                synapse_decay,
+                v_init,
+                current_init,
+                surrogate_table,
+            )
         return spikes, state, current
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the tensors that went in; ``x`` carries the share of mean and var."""
         grad_spikes, grad_state, grad_current = grads
+        if ctx.config.surrogate == RATE:
+            return NormLIFFunction._backward_through_rate(ctx, grad_spikes)
         x, mean, inverse, scale, shift, decay, threshold, synapse_decay, *rest = ctx.saved_tensors
         v_init, current_init, table = rest
         norm: NormConfig = ctx.norm
@@ -240,15 +283,7 @@ class NormLIFFunction(torch.autograd.Function):
             norm.samples > 0 or needs[3] or needs[4],
         )
         if needs[0]:
-            from_x = constant = torch.zeros_like(scale)
-            if norm.samples > 0:
-                shared = torch.stack([total, dot])
-                if norm.group is not None:
-                    torch.distributed.all_reduce(shared, group=norm.group)
-                from_x = -scale * inverse * inverse * shared[1] / norm.samples
-                constant = -scale * shared[0] / norm.samples
-            normalise = getattr(torch.ops.snnkern.norm_backward_, config.overload)
-            normalise(grad_x, x, mean, scale, from_x, constant)
+            NormLIFFunction._through_norm(ctx, grad_x, x, mean, inverse, scale, total, dot)
         return (
             grad_x if needs[0] else None,
             None,
@@ -261,6 +296,119 @@ class NormLIFFunction(torch.autograd.Function):
             None,
         )
 
+    @staticmethod
+    def _through_norm(
+        ctx: Any,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        inverse: Tensor,
+        scale: Tensor,
+        total: Tensor,
+        dot: Tensor,
+    ) -> None:
+        """From the gradient of what the neurons see to that of ``x``, in place."""
+        norm: NormConfig = ctx.norm
+        from_x = constant = torch.zeros_like(scale)
+        if norm.samples > 0:
+            shared = torch.stack([total, dot])
+            if norm.group is not None:
+                torch.distributed.all_reduce(shared, group=norm.group)
+            from_x = -scale * inverse * inverse * shared[1] / norm.samples
+            constant = -scale * shared[0] / norm.samples
+        normalise = getattr(torch.ops.snnkern.norm_backward_, ctx.config.overload)
+        normalise(grad, x, mean, scale, from_x, constant)
+
+    @staticmethod
+    def _backward_through_rate(ctx: Any, grad_spikes: Tensor | None) -> tuple[Tensor | None, ...]:
+        fired, x, mean, inverse, scale = ctx.saved_tensors
+        if grad_spikes is None:
+            return (None,) * 13
+        needs = ctx.needs_input_grad
+        grad = _through_rate(grad_spikes, fired)
+        channel = [1, -1, *(1,) * (grad.dim() - 3)]
+        others = [0, *range(2, grad.dim() - 1)]
+        total = dot = scale.new_zeros(scale.shape)
+        if ctx.norm.samples > 0 or needs[3] or needs[4]:
+            total = _sum_over_time(grad).to(scale.dtype).sum(others)
+        if x is not None:
+            deviation = x - mean.view(channel)
+            product = grad[0] * deviation.sum(0) if is_constant(grad) else (grad * deviation).sum(0)
+            dot = product.to(scale.dtype).sum(others)
+        if ctx.norm.samples > 0:
+            grad_x = empty_steps(x, x.dtype, x.shape[0]).copy_(grad)
+            NormLIFFunction._through_norm(ctx, grad_x, x, mean, inverse, scale, total, dot)
+        else:
+            once = grad[:1] if is_constant(grad) else grad
+            grad_x = (once * scale.view(channel)).to(grad.dtype).expand(grad.shape)
+        return (
+            grad_x if needs[0] else None,
+            None,
+            None,
+            dot * inverse if needs[3] else None,
+            total if needs[4] else None,
+            *(None,) * 8,
+        )
+
+
+class Held(torch.autograd.Function):
+    """One step ``[N, ...]`` as all T, none of them a copy; for gradients that are constant too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, timesteps: int) -> Tensor:
+        """``[T, N, ...]`` with stride 0."""
+        return x.expand(timesteps, *x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """The sum over time."""
+        return _sum_over_time(grads[0]), None
+
+
+class RateDistributed(torch.autograd.Function):
+    """An affine module on all time steps; a gradient that is constant in time goes back once.
+
+    What the module does to one step's gradient does not depend on the step, and its parameters see
+    the sum of the steps: one pass over a batch of N instead of T * N, and exact.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module, *parameters: Tensor) -> Tensor:
+        """``[T, N, ...] -> [T, N, ...]``; ``parameters`` are those of ``module``."""
+        ctx.module = module
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        # What is affine has the same derivative everywhere: only weights ask for the input.
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[2:]) else None, *parameters)
+        merged: Tensor = module(x.flatten(0, 1))
+        return merged.view(x.shape[0], -1, *merged.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the input, constant in time where what comes in is, and of parameters."""
+        (grad,) = grads
+        x, *parameters = ctx.saved_tensors
+        timesteps, *shape = ctx.shape
+        constant = is_constant(grad)
+        if constant:
+            at = grad.new_zeros(shape, dtype=ctx.dtype) if x is None else x.mean(0)
+        else:
+            at = grad.new_zeros(ctx.shape, dtype=ctx.dtype) if x is None else x
+            at, grad = at.flatten(0, 1), grad.flatten(0, 1).unsqueeze(0)
+        needs = ctx.needs_input_grad
+        with torch.enable_grad():
+            at = at.detach().requires_grad_(needs[0])
+            out = ctx.module(at)
+            wanted = [at] if needs[0] else []
+            wanted += [p for p, need in zip(parameters, needs[2:], strict=True) if need]
+            found = iter(torch.autograd.grad(out, wanted, grad[0].to(out.dtype)))
+        grad_x = next(found) if needs[0] else None
+        if grad_x is not None:
+            grad_x = grad_x.expand(ctx.shape) if constant else grad_x.view(ctx.shape)
+        of_parameters = [next(found) if need else None for need in needs[2:]]
+        if constant:
+            of_parameters = [g if g is None else timesteps * g for g in of_parameters]
+        return grad_x, None, *of_parameters
+
 
 class Steps(NamedTuple):
     """What a tensor ``[T, ...]`` was like, for backward to make one like it."""
@@ -271,11 +419,8 @@ class Steps(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> Steps:
-        """Shape, dtype, and dense strides: those of the steps of ``x`` where they are dense."""
-        step = 1
-        for size in x.shape[1:]:
-            step *= size
-        return cls(tuple(x.shape), (step, *step_strides(x)), x.dtype)
+        """What ``x`` is like."""
+        return cls(tuple(x.shape), x.stride(), x.dtype)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """The spikes themselves."""

@@ -666,7 +666,7 @@ def unpack_spikes(
             f"{[like.shape[0], (neurons + 7) // 8]} for spikes {list(like.shape)}"
         )
     op = getattr(torch.ops.snnkern.unpack_spikes, _overload(backend, packed))
-    spikes: Tensor = op(packed.contiguous(), like.shape, (neurons, *step_strides(like)), dtype)
+    spikes: Tensor = op(packed.contiguous(), like.shape, like.stride(), dtype)
     return spikes
 
 

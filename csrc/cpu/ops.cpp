@@ -440,17 +440,16 @@ std::tuple<Tensor, Tensor> pack_spikes_op(const Tensor& spikes) {
   return {packed, value};
 }
 
+// To steps that lie in memory as those of a tensor of this size and these strides.
 Tensor unpack_spikes_op(const Tensor& packed, const std::vector<int64_t>& size,
                         const std::vector<int64_t>& stride, ScalarType dtype) {
-  const Tensor spikes = empty_strided(size, stride, dtype, packed);
-  const StepLayout layout(spikes);
-  const BitRows shape{spikes.size(0), layout.numel()};
-  STD_TORCH_CHECK(
-      layout.holds(spikes, 1) && (shape.rows <= 1 || spikes.stride(0) == shape.neurons) &&
-          packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() && packed.dim() == 2 &&
-          packed.size(0) == shape.rows && packed.size(1) == shape.bytes(),
-      "snnkern: packed spikes need a byte for eight neurons of a step, contiguous, and "
-      "are unpacked to dense steps");
+  const StepLayout layout(size, stride);
+  const BitRows shape{size[0], layout.numel()};
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
+                      packed.dim() == 2 && packed.size(0) == shape.rows &&
+                      packed.size(1) == shape.bytes(),
+                  "snnkern: packed spikes need a byte for eight neurons of a step, contiguous");
+  const Tensor spikes = layout.empty_steps(shape.rows, dtype, packed);
   const auto* const bits = static_cast<const uint8_t*>(packed.const_data_ptr());
   void* const data = spikes.mutable_data_ptr();
   const Dtype to = spike_dtype_of(dtype, spikes);

@@ -1,6 +1,7 @@
 """Modules: neurons, layers for their spikes, encoders, containers along time, readouts."""
 
 from snnkern.nn.encoding import Direct, RateCoding
+from snnkern.nn.evaluation import check_stateless, evaluation_mode
 from snnkern.nn.gradient import Gradient, GradientMode, gradient
 from snnkern.nn.neuron import IF, LIF
 from snnkern.nn.norm import NormLIF
@@ -24,6 +25,8 @@ __all__ = [
     "SharedDropout",
     "SumReadout",
     "TimeDistributed",
+    "check_stateless",
+    "evaluation_mode",
     "gradient",
     "watch_spikes",
 ]
