@@ -306,12 +306,14 @@ def facts(config: pytest.Config) -> dict[str, str]:
     return result
 
 
-def save(folder: Path, comparisons: list[Comparison], about: dict[str, str]) -> list[Path]:
-    """Writes ``<machine>.json`` and ``<machine>.md``."""
-    stem = re.sub(r"[^a-z0-9]+", "-", about["machine"].lower()).strip("-")
-    document = {"about": about, "cases": [comparison.as_dict() for comparison in comparisons]}
-    text = "\n".join(f"- {name}: {value}" for name, value in about.items())
+def save(
+    folder: Path, about: dict[str, str], cases: list[dict[str, Any]], text: str, suffix: str = ""
+) -> list[Path]:
+    """Writes ``<machine><suffix>.json`` with the cases and ``.md`` with the text."""
+    stem = re.sub(r"[^a-z0-9]+", "-", about["machine"].lower()).strip("-") + suffix
+    document = {"about": about, "cases": cases}
+    notes = "\n".join(f"- {name}: {value}" for name, value in about.items())
     paths = [folder / f"{stem}.json", folder / f"{stem}.md"]
     paths[0].write_text(json.dumps(document, indent=1) + "\n")
-    paths[1].write_text(f"# {about['machine']}\n\n{text}\n\n{tables(comparisons)}\n")
+    paths[1].write_text(f"# {about['machine']}\n\n{notes}\n\n{text}\n")
     return paths

@@ -16,8 +16,10 @@ from benchmarks import comparison
 from benchmarks.baselines import spikingjelly_version
 from benchmarks.comparison import PAGES, Compare, Comparison, Contenders, Setting
 from snnkern.memory import can_keep_pages
+from snnkern.report.table import Table
 
 COMPARISONS = pytest.StashKey[list[Comparison]]()
+REPORTS = pytest.StashKey[list[tuple[str, Table, list[dict[str, Any]]]]]()
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -69,6 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[COMPARISONS] = []
+    config.stash[REPORTS] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -147,9 +150,22 @@ def compare(
     return run
 
 
+@pytest.fixture
+def report_table(pytestconfig: pytest.Config) -> Callable[[str, Table, list[dict[str, Any]]], None]:
+    """Takes a table of something other than time: its name, itself, and the same for computing."""
+    return lambda *report: pytestconfig.stash[REPORTS].append(report)
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    for name, table, cases in config.stash[REPORTS]:
+        terminalreporter.section(name)
+        terminalreporter.write_line(table.text())
+        if config.getoption("save_results"):
+            about = comparison.facts(config)
+            for path in comparison.save(RESULTS, about, cases, table.markdown(), f"-{name}"):
+                terminalreporter.write_line(f"wrote {path}")
     comparisons = config.stash[COMPARISONS]
     if not comparisons:
         return
@@ -160,5 +176,6 @@ def pytest_terminal_summary(
     terminalreporter.write_line("")
     terminalreporter.write_line(comparison.tables(comparisons))
     if config.getoption("save_results"):
-        for path in comparison.save(RESULTS, comparisons, about):
+        cases = [case.as_dict() for case in comparisons]
+        for path in comparison.save(RESULTS, about, cases, comparison.tables(comparisons)):
             terminalreporter.write_line(f"wrote {path}")

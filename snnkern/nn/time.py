@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from snnkern.autograd import Held, RateDistributed, is_constant
+from snnkern.nn import packed
 from snnkern.nn.gradient import GradientMode
 
 # What these make of one step does not depend on any other, nor on chance.
@@ -22,10 +24,14 @@ _TIME_INVARIANT = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
+    packed.Conv2d,
+    packed.Linear,
+    packed.AvgPool2d,
+    packed.MaxPool2d,
     nn.Flatten,
     nn.Identity,
 )
-_NOT_AFFINE = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_NOT_AFFINE = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, packed.MaxPool2d)
 # Affine, and the same at every step, once they no longer learn.
 _AFFINE_IN_EVALUATION = (
     nn.BatchNorm1d,
@@ -75,11 +81,28 @@ class TimeDistributed(GradientMode):
         return all(type(part) in _TIME_INVARIANT for part in self._parts())
 
     def _is_affine(self) -> bool:
+        # A layer that insists on spikes refuses their mean, which RateDistributed would show it.
+        if any(getattr(part, "spike_input", None) for part in self._parts()):
+            return False
         return all(
             (type(part) in _TIME_INVARIANT and type(part) not in _NOT_AFFINE)
             or (type(part) in _AFFINE_IN_EVALUATION and not part.training)
             for part in self._parts()
         )
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout whose mask is the same in all time steps, ``[T, N, ...] -> [T, N, ...]``.
+
+    Kundu et al. 2021, after the hybrid training of Rathi et al. 2020. ``nn.Dropout`` on the same
+    tensor draws a mask for every step.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The spikes of the neurons that stay, scaled by ``1 / (1 - p)``."""
+        if not self.training:
+            return input
+        return input * super().forward(torch.ones_like(input[:1]))
 
 
 class MeanReadout(nn.Module):
