@@ -524,6 +524,16 @@ def test_watch_spikes_sees_every_layer() -> None:
     assert [name for name, _ in seen] == ["0", "1"]
 
 
+def test_watch_spikes_sees_what_is_packed() -> None:
+    x = random(4, 2, 3, 5)
+    seen: dict[str, Tensor] = {}
+    for spike_format in ("input", "uint8", "bits"):
+        layer = LIF(spike_format=spike_format)
+        with watch_spikes(layer, seen.__setitem__):
+            layer(x)
+        assert torch.equal(seen.pop("").float(), LIF()(x))
+
+
 def test_watch_spikes_ends_with_an_exception() -> None:
     layer = LIF()
     with pytest.raises(KeyError), watch_spikes(layer, lambda *_: None):
