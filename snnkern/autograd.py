@@ -6,11 +6,13 @@ formula registered with the op, and traced whole by torch.compile.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnkern._layout import empty_steps
 from snnkern.reference import RATE
@@ -365,6 +367,30 @@ class Held(torch.autograd.Function):
         return _sum_over_time(grads[0]), None
 
 
+class _WithoutProducts(TorchDispatchMode):
+    """Records convolutions and matrix products for autograd without computing them.
+
+    What comes out has the right shape and any values.
+    """
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """The op, or an empty tensor in its place."""
+        if function not in _PRODUCTS:
+            return function(*args, **(kwargs or {}))
+        on_meta = [a.to("meta") if isinstance(a, Tensor) else a for a in args]
+        like = function(*on_meta, **(kwargs or {}))
+        return torch.empty_like(like, device=args[0].device)
+
+
+_PRODUCTS = (
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.mm.default,
+)
+
+
 class RateDistributed(torch.autograd.Function):
     """An affine module on all time steps; a gradient that is constant in time goes back once.
 
@@ -395,12 +421,14 @@ class RateDistributed(torch.autograd.Function):
             at = grad.new_zeros(ctx.shape, dtype=ctx.dtype) if x is None else x
             at, grad = at.flatten(0, 1), grad.flatten(0, 1).unsqueeze(0)
         needs = ctx.needs_input_grad
-        with torch.enable_grad():
+        # Only a parameter's gradient depends on values.
+        forward = _WithoutProducts() if x is None else nullcontext()
+        with torch.enable_grad(), forward:
             at = at.detach().requires_grad_(needs[0])
             out = ctx.module(at)
-            wanted = [at] if needs[0] else []
-            wanted += [p for p, need in zip(parameters, needs[2:], strict=True) if need]
-            found = iter(torch.autograd.grad(out, wanted, grad[0].to(out.dtype)))
+        wanted = [at] if needs[0] else []
+        wanted += [p for p, need in zip(parameters, needs[2:], strict=True) if need]
+        found = iter(torch.autograd.grad(out, wanted, grad[0].to(out.dtype)))
         grad_x = next(found) if needs[0] else None
         if grad_x is not None:
             grad_x = grad_x.expand(ctx.shape) if constant else grad_x.view(ctx.shape)
