@@ -613,3 +613,17 @@ def test_fresh_memory_is_poisoned() -> None:
         for dtype in DTYPES:
             fresh = torch.empty(count, dtype=dtype)
             assert fresh.isnan().all()
+
+
+@pytest.mark.slow
+@EVERY_COMPILED
+def test_more_neurons_than_fit_31_bits(compiled: Backend) -> None:
+    """Indices do not wrap."""
+    count = 2**31 + 64
+    x = torch.zeros(1, 1, count, dtype=torch.float16)
+    fired = torch.tensor([0, 2**31 - 1, 2**31, count - 1])
+    x[0, 0, fired] = 2.0
+    (bits,) = functional.lif(x, spike_format="bits", backend=compiled)
+    places = bits.nonzero().flatten()
+    assert places.tolist() == (fired // 8).tolist()
+    assert bits[places].tolist() == (1 << fired % 8).tolist()
