@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from snnkern import _load, reference
+from snnkern import _load, _triton, reference
 from snnkern._checks import check_int, check_number
 from snnkern._layout import step_strides
 from snnkern.autograd import (
@@ -762,7 +762,7 @@ def why_not(backend: str, device: torch.device) -> str:
         return _load.why_not
     if backend == "cuda":
         return "this version has no CUDA kernels"
-    return "this version has no Triton kernels"
+    return _triton.why_not(device)
 
 
 def _overload(backend: str | None, x: Tensor) -> str:
@@ -775,4 +775,4 @@ def _overload(backend: str | None, x: Tensor) -> str:
             f"backend is {backend!r}, which cannot run here: {reason}. backend=None takes what is "
             "there"
         )
-    return "reference" if backend == "reference" else "default"
+    return backend if backend in ("reference", "triton") else "default"
