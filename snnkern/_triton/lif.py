@@ -228,24 +228,27 @@ def lif_backward_kernel(
     if DELAYED:
         ever_fired = fires(start, th, STRICT)
 
+    # What is carried into the block at hand: after the first pass, into the last one.
+    u_block = start
+    c_block = c_start
+    since_block = since_start
     if not WHOLE:
-        u = start
-        c = c_start
-        since = since_start
         pending = ever_fired
-        for block in range(blocks):
-            place = tl.cast(block, tl.int64) * neurons + lanes
-            tl.store(kept_state + place, u, mask=mask)
-            if SYNAPSE != "none":
-                tl.store(kept_current + place, c, mask=mask)
-            if TIMED:
-                tl.store(kept_since + place, since, mask=mask)
+        # The last block is left to the second pass, but for the rate, which has to see it first.
+        for block in range(blocks if RATE else blocks - 1):
+            if not RATE:
+                place = tl.cast(block, tl.int64) * neurons + lanes
+                tl.store(kept_state + place, u_block, mask=mask)
+                if SYNAPSE != "none":
+                    tl.store(kept_current + place, c_block, mask=mask)
+                if TIMED:
+                    tl.store(kept_since + place, since_block, mask=mask)
             rows = load_steps(x + lanes, x_step, mask, STEPS, CONSTANT)
             for k in tl.static_range(STEPS):
                 ever_fired = ever_fired | pending
-                u, c, _, _, spike = take_step(
-                    u,
-                    c,
+                u_block, c_block, _, _, spike = take_step(
+                    u_block,
+                    c_block,
                     seen_by_neurons(rows[k], a, b, AFFINE, STATE),
                     d,
                     th,
@@ -258,12 +261,13 @@ def lif_backward_kernel(
                     RESET,
                     STRICT,
                 )
-                since = tl.where(spike, 0.0, since + 1.0)
+                since_block = tl.where(spike, 0.0, since_block + 1.0)
                 pending = spike
             x += STEPS * tl.cast(x_step, tl.int64)
-        x -= STEPS * tl.cast(x_step, tl.int64)
-        if not DELAYED:
-            ever_fired = ever_fired | pending
+        if RATE:
+            x -= STEPS * tl.cast(x_step, tl.int64)
+            if not DELAYED:
+                ever_fired = ever_fired | pending
         tl.debug_barrier()
 
     steps_before = tl.cast(blocks - 1, tl.int64) * STEPS
@@ -283,20 +287,13 @@ def lif_backward_kernel(
     m = d
     if dots is not None:
         m = load_parameter(mean, lanes, channel, mask, "channel")
-    for done in range(blocks):
-        u_block = start
-        c = c_start
-        since = since_start
-        if not WHOLE:
-            place = tl.cast(blocks - 1 - done, tl.int64) * neurons + lanes
-            u_block = tl.load(kept_state + place, mask=mask, other=0.0)
-            if SYNAPSE != "none":
-                c = tl.load(kept_current + place, mask=mask, other=0.0)
-            if TIMED:
-                since = tl.load(kept_since + place, mask=mask, other=0.0)
+    # A loop of one round is none: nothing is then taken for invariant and kept in registers for it.
+    for done in range(1 if WHOLE else blocks):
         rows = load_steps(x + lanes, x_step, mask, STEPS, CONSTANT)
         given = load_steps(grad_spikes + lanes, grad_step, mask, STEPS, False)
         u = u_block
+        c = c_block
+        since = since_block
         membranes = ()
         reached = ()
         currents = ()
@@ -382,6 +379,14 @@ def lif_backward_kernel(
                 row = grad_x + k * tl.cast(neurons, tl.int64)
                 tl.store(row + lanes, gx.to(grad_x.dtype.element_ty), mask=mask)
         if not WHOLE:
+            if not RATE:
+                place = tl.cast(blocks - 2 - done, tl.int64) * neurons + lanes
+                earlier = mask & (done + 1 < blocks)
+                u_block = tl.load(kept_state + place, mask=earlier, other=0.0)
+                if SYNAPSE != "none":
+                    c_block = tl.load(kept_current + place, mask=earlier, other=0.0)
+                if TIMED:
+                    since_block = tl.load(kept_since + place, mask=earlier, other=0.0)
             x -= STEPS * tl.cast(x_step, tl.int64)
             grad_spikes -= STEPS * tl.cast(grad_step, tl.int64)
             if not HELD:

@@ -17,11 +17,12 @@ from snnkern._triton.lif import lif_backward_kernel, lif_forward_kernel
 from snnkern._triton.norm import channel_moments_kernel, norm_backward_kernel
 
 WARPS = 4
-# A block of steps is unrolled, and its rows stay in registers: at most so many steps, and at most
-# so many numbers in a row of one thread times steps.
+ROW_BYTES = 16  # of a row to a thread, at most
+# A block of steps is unrolled with its rows in registers: at most so many steps where they are all
+# there are, and else at most so many at a time.
 WHOLE_STEPS, BLOCK_STEPS = 32, 16
-ROW_BYTES = 16
-KEPT_NUMBERS = 64
+# How many neuron-steps a thread holds, as far as the registers go: 32-bit numbers.
+FORWARD_HOLDS, BACKWARD_HOLDS = 64, 32
 
 
 def launch(kernel: Any, programs: int, **arguments: Any) -> None:
@@ -67,8 +68,8 @@ class Plan(NamedTuple):
     blocks: int
 
     @classmethod
-    def of(cls, x: Tensor, timesteps: int, rows: int) -> Plan:
-        """``rows``: how many rows of a block of steps are kept in registers."""
+    def of(cls, x: Tensor, timesteps: int, holds: int = FORWARD_HOLDS) -> Plan:
+        """``holds``: how many neuron-steps a thread is to hold."""
         neurons = math.prod(x.shape[1:])
         channels = x.shape[2] if x.dim() > 2 else 1
         repeat = neurons if channels == 1 else step_strides(x)[1]
@@ -82,8 +83,9 @@ class Plan(NamedTuple):
             steps = timesteps
             if steps > WHOLE_STEPS:
                 steps = max(n for n in range(1, BLOCK_STEPS + 1) if timesteps % n == 0)
-        kept = KEPT_NUMBERS // rows // (x.element_size() // 4 or 1)
-        width = min(ROW_BYTES // x.element_size(), max(1, 2 ** int(math.log2(kept / steps))))
+        width = ROW_BYTES // x.element_size()
+        while width > 1 and width * steps * max(4, x.element_size()) > 4 * holds:
+            width //= 2
         return cls(neurons, channels, repeat, 32 * WARPS * width, steps, timesteps // steps)
 
     @property
@@ -211,7 +213,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     timesteps, dtype = _timesteps(x, held), reference.state_dtype(x.dtype)
     _check_channels(x, scale, shift)
-    plan = Plan.of(x, timesteps, rows=1)
+    plan = Plan.of(x, timesteps)
     steps = steps_like(x, x)
     bits = spike_format == reference.BITS
     if bits:
@@ -312,8 +314,8 @@ def _backward(
             raise RuntimeError(f"snnkern: surrogates are a tensor [{x.shape[1]}, 4]")
         table = table.to(x.device, torch.float64).contiguous()
     timed = spiking.kind in ("spike_time", "mixed")
-    plan = Plan.of(x, timesteps, rows=2 if neurons.has_synapse or timed else 1)
-    whole = isinstance(plan.blocks, int) and plan.blocks == 1
+    plan = Plan.of(x, timesteps, BACKWARD_HOLDS)
+    whole = isinstance(timesteps, int) and plan.blocks == 1
     steps, grads = steps_like(x, x), steps_like(x, grad_spikes)
     grad_x = empty_steps(x, x.dtype, x.shape[0])
     of = neurons.parameters(x)
@@ -321,8 +323,10 @@ def _backward(
     def partial_sums(wanted: bool, of_whom: str, like: Tensor | None) -> Tensor | None:
         return plan.partial_sums(of_whom, like) if wanted and like is not None else None
 
-    def kept(there: bool) -> Tensor | None:
-        return x.new_empty((plan.blocks, plan.neurons), dtype=dtype) if there else None
+    def kept(carried: bool) -> Tensor | None:
+        if whole or spiking.kind == "rate" or not carried:
+            return None
+        return x.new_empty((plan.blocks - 1, plan.neurons), dtype=dtype)
 
     parameters = {
         "decay": neurons.decay,
@@ -347,9 +351,9 @@ def _backward(
         grad_current_init=grad_current_init,
         sums=of_channels[0],
         dots=of_channels[1],
-        kept_state=kept(not whole),
-        kept_current=kept(not whole and neurons.has_synapse),
-        kept_since=kept(not whole and timed),
+        kept_state=kept(True),
+        kept_current=kept(neurons.has_synapse),
+        kept_since=kept(timed),
         grad_spikes=grads,
         grad_state=step_like(x, grad_state),
         grad_current=step_like(x, grad_current),
@@ -435,7 +439,7 @@ def norm_lif_backward(
 def channel_moments(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """See ``snnkern.reference.channel_moments``."""
     _check_channels(x, centre)
-    plan = Plan.of(x, x.shape[0], rows=1)
+    plan = Plan.of(x, x.shape[0])
     steps = steps_like(x, x)
     sums, squares = (plan.partial_sums("channel", centre) for _ in range(2))
     launch(
@@ -463,7 +467,7 @@ def norm_backward_(
 ) -> None:
     """See ``snnkern.reference.norm_backward_``."""
     _check_channels(x, mean, from_g, from_x, constant)
-    plan = Plan.of(x, 1, rows=1)
+    plan = Plan.of(x, 1)
     if (
         g.dtype != x.dtype
         or g.shape != x.shape
