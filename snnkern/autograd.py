@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from snnkern import reference
+
 
 def _run(op: Any, *arguments: Any) -> Any:
     """Calls an op past its Autograd registration, which is there for raw calls and costs time.
@@ -267,16 +269,39 @@ class RateCode(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, draws: Tensor, signed: bool, strict: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, draws: Tensor, coding: int) -> Tensor:
         """``[N, ...]`` and draws ``[T, N, ...]`` to spikes ``[T, N, ...]``."""
-        if signed:
-            return x.sign() * (draws <= x.abs())
-        return (draws < x if strict else draws <= x).to(x.dtype)
+        return reference.code(x, draws, coding)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """The sum over time."""
-        return grads[0].sum(0), None, None, None
+        return grads[0].sum(0), None, None
+
+
+class KernelRateCode(torch.autograd.Function):
+    """``RateCode`` with the draws made inside the kernel, from one number of the generator."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        generator: torch.Generator | None,
+        timesteps: int,
+        coding: int,
+        overload: str,
+    ) -> Tensor:
+        """``[N, ...]`` to spikes ``[T, N, ...]``."""
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=x.device)
+        spikes: Tensor = _run(
+            getattr(torch.ops.snnkern.rate_code, overload), x, seed, timesteps, coding
+        )
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """The sum over time."""
+        return grads[0].sum(0), None, None, None, None
 
 
 class Bounded(torch.autograd.Function):

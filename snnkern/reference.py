@@ -537,7 +537,5 @@ def rate_code(x: Tensor, seed: Tensor, timesteps: int, coding: int) -> Tensor:
     """
     generator = torch.Generator(x.device).manual_seed(int(seed))
     steps = x.unsqueeze(0)
-    draws = torch.rand(
-        (timesteps, *x.shape), dtype=x.dtype, device=x.device, generator=generator
-    )
+    draws = torch.rand((timesteps, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
     return empty_steps(steps, x.dtype, timesteps).copy_(code(x, draws, coding))

@@ -41,7 +41,6 @@ from types import ModuleType
 
 import torch
 
-
 INSTALLED = find_spec("triton") is not None
 # On tensors of the CPU, in Triton's interpreter.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")

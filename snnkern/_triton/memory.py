@@ -82,9 +82,7 @@ def store_spikes(pointer, spikes, program, lanes, count, FORMAT: tl.constexpr, B
 
 
 @triton.jit
-def store_sums(
-    pointer, values, program, mask, neurons, GROUP: tl.constexpr, BLOCK: tl.constexpr
-):
+def store_sums(pointer, values, program, mask, neurons, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     """Sums of every ``GROUP`` neighbouring neurons, in an order that depends on nothing else."""
     values = tl.where(mask, values, 0.0)
     if GROUP > 1:

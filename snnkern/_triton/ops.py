@@ -22,12 +22,12 @@ ROW_BYTES = 16  # of a row to a thread, at most
 # there are, and else at most so many at a time.
 WHOLE_STEPS, BLOCK_STEPS = 32, 16
 # How many neuron-steps a thread holds, as far as the registers go: 32-bit numbers.
-FORWARD_HOLDS, BACKWARD_HOLDS = 64, 32
+FORWARD_HOLDS, BACKWARD_HOLDS = 64, 16
 
 
-def launch(kernel: Any, programs: int, **arguments: Any) -> None:
+def launch(kernel: Any, grid: int, /, **arguments: Any) -> None:
     """Runs a kernel, or puts it into the graph that is being traced."""
-    wrap_triton(kernel)[(programs,)](**arguments, num_warps=WARPS)
+    wrap_triton(kernel)[(grid,)](**arguments, num_warps=WARPS)
 
 
 def steps_like(x: Tensor, t: Tensor) -> Tensor:
@@ -305,9 +305,7 @@ def _backward(
     timesteps, dtype = _timesteps(x, held), reference.state_dtype(x.dtype)
     _check_channels(x, norm.scale, norm.shift, norm.mean)
     if grad_spikes.shape != (timesteps, *x.shape[1:]) or grad_spikes.dtype != x.dtype:
-        raise RuntimeError(
-            "snnkern: grad_spikes needs the dtype of x and the shape of the spikes"
-        )
+        raise RuntimeError("snnkern: grad_spikes needs the dtype of x and the shape of the spikes")
     table = spiking.surrogate_table
     if table is not None:
         if table.shape != (x.shape[1], 4):
