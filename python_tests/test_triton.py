@@ -5,6 +5,7 @@ With one, the tests of the ops run on them like on any backend.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -15,6 +16,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.codegen.triton import TritonKernel
+from torch._inductor.codegen.wrapper import (
+    user_defined_triton_kernel_transitive_closure_source_code,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -192,7 +197,8 @@ def test_a_trace_holds_the_kernels(dynamic: bool) -> None:
     context = StatelessSymbolicContext(dynamic_sizes=sizes)
     shape = mode.from_tensor(torch.empty(8, 4, 16, 8), symbolic_context=context).shape
     with mode:
-        x = torch.empty(shape, device="cuda").mT.contiguous().mT
+        steps, samples, channels, pixels = shape
+        x = torch.empty(steps, samples, pixels, channels, device="cuda").mT
         p = torch.empty((), device="cuda")
         expected = both_ways(x, p)
         graph = make_fx(dispatch_functionalize(both_ways))(x, p).graph
@@ -207,6 +213,25 @@ def test_a_trace_holds_the_kernels(dynamic: bool) -> None:
     kept = {"kept_state"} if dynamic else set()
     assert written == [{"spikes", "state"}, {"grad_x", "grad_decay", "grad_threshold"} | kept]
     assert not any("snnkern" in str(node.target) for node in graph.nodes)
+
+
+def test_the_compiler_finds_all_that_a_kernel_calls(launches: list[Any], tmp_path: Path) -> None:
+    """torch.compile copies a kernel and what it calls into one file, by name."""
+    x, one = torch.empty(3, 4, device="meta"), torch.empty((), device="meta")
+    _triton.load().lif_forward(x, *raw_neuron(one, one), 0, True)
+    neuron, spiking = raw_neuron(one, one), (False, 2, [1.0, 1.0], False, None, True)
+    _triton.load().lif_backward(x, None, None, x, *neuron, *spiking)
+    for kernel, arguments in launches:
+        file = tmp_path / f"{kernel.__name__}.py"
+        source = user_defined_triton_kernel_transitive_closure_source_code(kernel)
+        imports = TritonKernel.gen_common_triton_imports()
+        file.write_text(f"{imports}\n@triton.jit\n{source}", encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert compiled(getattr(module, kernel.__name__), arguments, 90).asm["cubin"]
 
 
 # In the interpreter.

@@ -78,7 +78,8 @@ def store_spikes(pointer, spikes, program, lanes, count, FORMAT: tl.constexpr, B
         at = program * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
         tl.store(pointer + at, packed.to(tl.uint8), mask=at < count)
     else:
-        tl.store(pointer + lanes, spikes.to(pointer.dtype.element_ty), mask=lanes < count)
+        numbers = tl.where(spikes, 1.0, 0.0).to(pointer.dtype.element_ty)
+        tl.store(pointer + lanes, numbers, mask=lanes < count)
 
 
 @triton.jit
