@@ -194,7 +194,7 @@ def both_ways(x: Tensor, p: Tensor) -> tuple[Tensor, ...]:
 def test_a_trace_holds_the_kernels(dynamic: bool) -> None:
     mode = FakeTensorMode(shape_env=ShapeEnv())
     sizes = [DimDynamic.DYNAMIC if dynamic else DimDynamic.STATIC] + [DimDynamic.STATIC] * 3
-    context = StatelessSymbolicContext(dynamic_sizes=sizes)
+    context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
     shape = mode.from_tensor(torch.empty(8, 4, 16, 8), symbolic_context=context).shape
     with mode:
         steps, samples, channels, pixels = shape
@@ -239,8 +239,10 @@ def test_the_compiler_finds_all_that_a_kernel_calls(launches: list[Any], tmp_pat
 
 def test_in_the_interpreter() -> None:
     """Runs interpreted_triton.py: whether kernels are interpreted is settled by their import."""
-    # numpy says so where a branch that is not taken divides infinities.
-    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    # numpy warns where a branch that is not taken divides infinities; and of what older versions of
+    # the interpreter do.
+    warnings = ["-W", "ignore::RuntimeWarning", "-W", "ignore::DeprecationWarning"]
+    options = ["-q", "-p", "no:cacheprovider", *warnings]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "python_tests/interpreted_triton.py"],
         cwd=ROOT,
