@@ -166,10 +166,11 @@ def _refuse_to_differentiate(name: str) -> Callable[..., NoReturn]:
 
 def _run_triton(name: str) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
-        device = next(a.device for a in arguments if isinstance(a, Tensor))
-        if reason := _triton.why_not(device):
+        first = next(a for a in arguments if isinstance(a, Tensor))
+        if reason := _triton.why_not(first.device):
             raise RuntimeError(f"torch.ops.snnkern.{name}.triton cannot run here: {reason}")
-        with set_wrap_triton_enabled(False):  # a call that is not traced need not be recorded
+        # A call that is not traced need not be recorded; Triton launches on the current device.
+        with set_wrap_triton_enabled(False), torch.cuda.device_of(first):
             return getattr(_triton.load(), name)(*arguments)
 
     return run
