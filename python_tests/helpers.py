@@ -30,7 +30,7 @@ from snnkern.surrogate import (
 lif: Callable[..., Any] = functional.lif
 
 RESETS: tuple[functional.Reset, ...] = ("hard", "soft", "delayed_soft", "none")
-BACKENDS: tuple[functional.Backend, ...] = ("reference", "cpu")
+BACKENDS: tuple[functional.Backend, ...] = ("reference", "cpu", "triton")
 RUNNABLE = tuple(name for name in BACKENDS if not functional.why_not(name, torch.device("cpu")))
 COMPILED = tuple(name for name in RUNNABLE if name != "reference")
 

@@ -1,7 +1,8 @@
 """The ops: schemas, fakes and the reference kernels. The only torch.library code.
 
-Every op exists twice with one schema: the default overload, for which the dispatcher picks the
-compiled kernel of the tensor's device and, where there is none, the reference; and ``.reference``.
+Every op exists three times with one schema: the default overload, for which the dispatcher picks
+the compiled kernel of the tensor's device and, where there is none, the reference; ``.reference``;
+and ``.triton``, which torch.compile looks through to the kernels.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._library.triton import set_wrap_triton_enabled
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 
 from snnkern import (
     _load,  # noqa: F401  registers the compiled kernels
+    _triton,
     reference,
 )
 from snnkern._layout import empty_step, empty_steps, empty_steps_of
@@ -49,8 +54,9 @@ SCHEMAS = {
     "channel_moments": "(Tensor x, Tensor centre) -> (Tensor sum, Tensor square)",
     "pack_spikes": "(Tensor spikes) -> (Tensor packed, Tensor stray)",
     "unpack_spikes": "(Tensor packed, SymInt[] size, SymInt[] stride, ScalarType dtype) -> Tensor",
+    "rate_code": "(Tensor x, Tensor seed, int timesteps, int coding) -> Tensor",
 }
-OVERLOADS = ("", ".reference")
+OVERLOADS = ("", ".reference", ".triton")
 
 
 def _empty_bits(x: Tensor, timesteps: int) -> Tensor:
@@ -143,6 +149,10 @@ def _unpack_spikes_fake(
     return empty_steps_of(packed, size, stride, dtype)
 
 
+def _rate_code_fake(x: Tensor, seed: Tensor, timesteps: int, coding: int) -> Tensor:
+    return empty_steps(x.unsqueeze(0), x.dtype, timesteps)
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "lif_forward": _lif_forward_fake,
     "lif_backward": _lif_backward_fake,
@@ -152,6 +162,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "channel_moments": _channel_moments_fake,
     "pack_spikes": _pack_spikes_fake,
     "unpack_spikes": _unpack_spikes_fake,
+    "rate_code": _rate_code_fake,
 }
 
 
@@ -170,11 +181,45 @@ def _refuse_to_differentiate(name: str) -> Callable[..., NoReturn]:
     return backward
 
 
+def _run_triton(name: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        first = next(a for a in arguments if isinstance(a, Tensor))
+        if reason := _triton.why_not(first.device):
+            raise RuntimeError(f"torch.ops.snnkern.{name}.triton cannot run here: {reason}")
+        # A call that is not traced need not be recorded; Triton launches on the current device.
+        with set_wrap_triton_enabled(False), torch.cuda.device_of(first):
+            return getattr(_triton.load(), name)(*arguments)
+
+    return run
+
+
+def _trace_triton(name: str) -> Callable[..., Any]:
+    """What ``torch.library.triton_op`` registers, which knows no overloads."""
+
+    def trace(mode: Any, op: Any, types: Any, arguments: Any, keywords: Any) -> Any:
+        from torch.export._trace import custom_triton_ops_decomposition_disabled  # slow
+
+        if _triton.INTERPRETED or custom_triton_ops_decomposition_disabled():
+            return mode.__torch_dispatch__(op, types, arguments, keywords)
+        if not all(issubclass(t, FakeTensor) or t in (Tensor, FunctionalTensor) for t in types):
+            return NotImplemented
+        with mode:
+            return getattr(_triton.load(), name)(*arguments)
+
+    return trace
+
+
 for _name, _schema in SCHEMAS.items():
     for _overload in OVERLOADS:
         _qualified = f"snnkern::{_name}{_overload}"
         torch.library.define(_qualified, _schema, tags=(torch.Tag.flexible_layout,))
-        torch.library.impl(_qualified, "default", getattr(reference, _name))
+        if _overload == ".triton":
+            torch.library.impl(_qualified, ("cpu", "cuda"), _run_triton(_name))
+            torch.library.register_torch_dispatch(
+                _qualified, FunctionalTensorMode, _trace_triton(_name)
+            )
+        else:
+            torch.library.impl(_qualified, "default", getattr(reference, _name))
         torch.library.register_fake(_qualified, FAKES[_name])
         if not _name.endswith("_"):  # an op in place has no formula to refuse by
             torch.library.register_autograd(_qualified, _refuse_to_differentiate(_name))

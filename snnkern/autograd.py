@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from snnkern import reference
 from snnkern._layout import empty_steps
 from snnkern.reference import RATE
 
@@ -595,16 +596,39 @@ class RateCode(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, draws: Tensor, signed: bool, strict: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, draws: Tensor, coding: int) -> Tensor:
         """``[N, ...]`` and draws ``[T, N, ...]`` to spikes ``[T, N, ...]``."""
-        if signed:
-            return x.sign() * (draws <= x.abs())
-        return (draws < x if strict else draws <= x).to(x.dtype)
+        return reference.code(x, draws, coding)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """The sum over time."""
-        return grads[0].sum(0), None, None, None
+        return grads[0].sum(0), None, None
+
+
+class KernelRateCode(torch.autograd.Function):
+    """``RateCode`` with the draws made inside the kernel, from one number of the generator."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        generator: torch.Generator | None,
+        timesteps: int,
+        coding: int,
+        overload: str,
+    ) -> Tensor:
+        """``[N, ...]`` to spikes ``[T, N, ...]``."""
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=x.device)
+        spikes: Tensor = _run(
+            getattr(torch.ops.snnkern.rate_code, overload), x, seed, timesteps, coding
+        )
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """The sum over time."""
+        return grads[0].sum(0), None, None, None, None
 
 
 class Bounded(torch.autograd.Function):

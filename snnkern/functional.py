@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from snnkern import _load, reference
+from snnkern import _load, _triton, reference
 from snnkern._checks import check_int, check_number
 from snnkern._layout import step_strides
 from snnkern.autograd import (
+    KernelRateCode,
     LIFConfig,
     LIFFunction,
     NormConfig,
@@ -529,7 +530,7 @@ def _batch_statistics(x: Tensor, overload: str, group: Any) -> tuple[Tensor, Ten
 
 
 Coding = Literal["poisson", "signed_poisson", "bernoulli"]
-CODINGS = ("poisson", "signed_poisson", "bernoulli")
+CODINGS = reference.CODINGS
 
 
 def encode(
@@ -539,6 +540,7 @@ def encode(
     *,
     generator: torch.Generator | None = None,
     draws: Tensor | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Rate coding: spikes ``[T, N, ...]`` drawn anew in every step at the rate of ``x``.
 
@@ -552,6 +554,9 @@ def encode(
         coding: see above.
         generator: makes the draws repeatable.
         draws: the draws themselves, ``[T, N, ...]``, instead of new ones.
+        backend: ``"triton"`` draws inside the kernel (Philox, float32 draws whatever the dtype),
+            where no draw is ever stored; None draws with ``torch.rand``. The same generator gives
+            the same spikes on the same backend and device, other ones elsewhere.
 
     Returns:
         Spikes of the dtype of ``x``. The gradient passes straight through the draw: that of ``x``
@@ -559,13 +564,24 @@ def encode(
 
     Raises:
         TypeError: ``x`` is no floating-point tensor.
-        ValueError: an unknown coding, no time steps, or draws of another shape.
+        ValueError: an unknown coding, no time steps, draws of another shape, or a backend that does
+            not draw.
+        RuntimeError: ``backend`` cannot run here; the message says why.
     """
     if not isinstance(x, Tensor) or x.dtype not in FLOAT_DTYPES:
         kind = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
         raise TypeError(f"x has {kind}, expected a floating-point tensor [N, ...]")
     if coding not in CODINGS:
         raise ValueError(f"coding is {coding!r}, expected one of {', '.join(CODINGS)}")
+    number = CODINGS.index(coding)
+    if backend is not None:
+        if backend != "triton" or draws is not None:
+            given = "draws are given" if draws is not None else "only 'triton' draws in a kernel"
+            raise ValueError(f"backend is {backend!r} and {given}, expected None")
+        check_int("timesteps", timesteps, 1)
+        overload = _overload(backend, x)
+        drawn: Tensor = KernelRateCode.apply(x, generator, timesteps, number, overload)
+        return drawn
     if draws is None:
         check_int("timesteps", timesteps, 1)
         shape = (timesteps, *x.shape)
@@ -574,7 +590,7 @@ def encode(
         raise ValueError(
             f"draws has shape {list(draws.shape)}, expected {[timesteps or 'T', *x.shape]}"
         )
-    spikes: Tensor = RateCode.apply(x, draws, coding == "signed_poisson", coding == "bernoulli")
+    spikes: Tensor = RateCode.apply(x, draws, number)
     return spikes
 
 
@@ -860,7 +876,7 @@ def why_not(backend: str, device: torch.device) -> str:
         return _load.why_not
     if backend == "cuda":
         return "this version has no CUDA kernels"
-    return "this version has no Triton kernels"
+    return _triton.why_not(device)
 
 
 def _overload(backend: str | None, x: Tensor) -> str:
@@ -873,4 +889,4 @@ def _overload(backend: str | None, x: Tensor) -> str:
             f"backend is {backend!r}, which cannot run here: {reason}. backend=None takes what is "
             "there"
         )
-    return "reference" if backend == "reference" else "default"
+    return backend if backend in ("reference", "triton") else "default"

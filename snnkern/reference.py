@@ -27,6 +27,8 @@ RESETS = ("hard", "soft", "delayed_soft", "none")
 HARD, SOFT, DELAYED_SOFT, NONE = range(len(RESETS))
 SPIKE_FORMATS = ("input", "uint8", "bits")
 INPUT_DTYPE, UINT8, BITS = range(len(SPIKE_FORMATS))
+CODINGS = ("poisson", "signed_poisson", "bernoulli")
+POISSON, SIGNED_POISSON, BERNOULLI = range(len(CODINGS))
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -554,3 +556,21 @@ def norm_backward_(
     """The gradient of normalisation, in place of g: ``from_g g + from_x (x - mean) + constant``."""
     mean, from_g, from_x, constant = (broadcast(t, x) for t in (mean, from_g, from_x, constant))
     g.copy_(from_g * g.to(mean.dtype) + from_x * (x.to(mean.dtype) - mean) + constant)
+
+
+def code(x: Tensor, draws: Tensor, coding: int) -> Tensor:
+    """Spikes ``[T, N, ...]`` of values ``[N, ...]`` from uniform draws ``[T, N, ...]``."""
+    if coding == SIGNED_POISSON:
+        return x.sign() * (draws <= x.abs())
+    return (draws < x if coding == BERNOULLI else draws <= x).to(x.dtype)
+
+
+def rate_code(x: Tensor, seed: Tensor, timesteps: int, coding: int) -> Tensor:
+    """Rate coding of values ``[N, ...]`` with draws of its own; ``seed`` is one int64.
+
+    Backends draw differently: the same seed gives the same spikes on the same backend alone.
+    """
+    generator = torch.Generator(x.device).manual_seed(int(seed))
+    steps = x.unsqueeze(0)
+    draws = torch.rand((timesteps, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
+    return empty_steps(steps, x.dtype, timesteps).copy_(code(x, draws, coding))
