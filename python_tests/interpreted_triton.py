@@ -77,7 +77,7 @@ def op(name: str, overload: str) -> Any:
 
 @pytest.mark.parametrize("shape", NORM_SHAPES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "padded", "constant"])
-@pytest.mark.parametrize("surrogate", [0, 8])
+@pytest.mark.parametrize("surrogate", [0, 3])
 def test_normalised_inputs(shape: tuple[int, ...], layout: str, surrogate: int) -> None:
     # The interpreter cuts bfloat16 off where it should round.
     dtype = (torch.float32, torch.float16)[len(shape) % 2]
