@@ -1,0 +1,72 @@
+// The passes of lif.h on the GPU: a thread takes a few neighbouring neurons through all time steps.
+//
+// Every function starts its kernels on `stream` and returns at once; memory is the caller's. No
+// thread looks at what another one does, so results do not depend on how they are scheduled.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../lif.h"
+
+namespace snnkern::cuda {
+
+template <class F>
+cudaError_t lif_forward(const LifForward<F>& p, cudaStream_t stream);
+
+// How the backward pass divides time: the membranes of a segment are kept on the chip, going
+// forward, until they are needed, going back. With more than one segment, the state before each but
+// the first is kept in a workspace.
+struct Segments {
+  int length;
+  int count;
+  int rows;  // of [neurons] that make up a state
+
+  template <class F>
+  static Segments of(const LifBackward<F>& p, bool table);
+  std::int64_t workspace(std::int64_t neurons) const { return (count - 1) * rows * neurons; }
+};
+
+// A surrogate for every sample: p.samples rows of (kind, arg, arg, normalized) in memory of the
+// GPU, or null: p.surrogates has the one for all.
+using SurrogateTable = const double*;
+
+// `workspace` has room for Segments::workspace numbers. The sums for parameters are written for
+// groups of neurons, see sums_of.
+template <class F>
+cudaError_t lif_backward(const LifBackward<F>& p, SurrogateTable table, F* workspace,
+                         cudaStream_t stream);
+
+// See cpu/lif.h; the sums are for groups of neurons.
+template <class F>
+cudaError_t moments(const LifShape& shape, const void* x, const Parameter<F>& centre, F* sum,
+                    F* square, cudaStream_t stream);
+template <class F>
+cudaError_t norm_backward(const LifShape& shape, const void* x, const Parameter<F>& mean,
+                          const Parameter<F>& from_g, const Parameter<F>& from_x,
+                          const Parameter<F>& constant, void* g, cudaStream_t stream);
+
+// Neighbouring neurons leave one sum together where all groups of so many share a parameter value.
+inline constexpr int kGroup = 2;
+
+template <class F>
+SNN_HD int group_of(const Parameter<F>& parameter) {
+  return parameter.count == 1 || parameter.repeat % kGroup == 0 ? kGroup : 1;
+}
+
+template <class F>
+std::int64_t sums_of(const Parameter<F>& parameter, std::int64_t neurons) {
+  const std::int64_t group = group_of(parameter);
+  return (neurons + group - 1) / group;
+}
+
+// Adds up the sums of the groups that share a parameter value, in float64 and always in the same
+// order; `grad` is [parameter.count].
+template <class F>
+std::int64_t reduce_workspace(const Parameter<F>& parameter, std::int64_t neurons);
+template <class F>
+cudaError_t reduce(const F* sums, const Parameter<F>& parameter, std::int64_t neurons,
+                   double* workspace, F* grad, cudaStream_t stream);
+
+}  // namespace snnkern::cuda
