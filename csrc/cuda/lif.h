@@ -21,11 +21,14 @@ cudaError_t lif_forward(const LifForward<F>& p, cudaStream_t stream);
 struct Segments {
   int length;
   int count;
-  int rows;  // of [neurons] that make up a state
+  int rows;        // numbers per neuron that are kept of a step
+  int state_rows;  // numbers per neuron that make up a state
 
   template <class F>
   static Segments of(const LifBackward<F>& p, bool table);
-  std::int64_t workspace(std::int64_t neurons) const { return (count - 1) * rows * neurons; }
+  std::int64_t workspace(std::int64_t neurons) const {
+    return std::int64_t{count - 1} * state_rows * neurons;
+  }
 };
 
 // A surrogate for every sample: p.samples rows of (kind, arg, arg, normalized) in memory of the

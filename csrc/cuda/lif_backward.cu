@@ -30,8 +30,9 @@ struct Arguments {
   bool clock;
 };
 
-// The membranes (row 0), the synapse's current after the step and the time since the last spike (as
-// far as needed) of a segment's steps: a column of numbers per thread that nobody else touches.
+// What is kept of a segment's steps: the membranes (row 0) and, as far as they are needed, the
+// synapse's current after the step, the time since the last spike and, last, x. A column of numbers
+// per thread that nobody else touches.
 template <class F, int kCount>
 struct Column {
   Pack<F, kCount>* of_thread;
@@ -53,12 +54,15 @@ class Surrogates {
   static constexpr int kCount = Neurons::kCount;
 
   SNN_HD Surrogates(const Arguments<F>& a, const Neurons& neurons, std::int64_t first)
-      : neurons_(neurons), one_(a.choice), table_(a.table != nullptr) {
-    if constexpr (!Neurons::kPlain) {
-      if (!table_) return;
+      : neurons_(neurons) {
+    if constexpr (Neurons::kPlain) {
+      choices_[0] = a.choice;
+    } else {
       for (int i = 0; i < kCount; ++i) {
+        choices_[i] = a.choice;
+        if (!a.table) continue;
         const double* const row = a.table + (first + i) / a.p.sample_stride % a.p.samples * 4;
-        each_[i] = {
+        choices_[i] = {
             static_cast<Surrogate>(static_cast<int>(row[0])), {row[1], row[2]}, row[3] != 0};
       }
     }
@@ -90,7 +94,7 @@ class Surrogates {
       }
     } else {
       const SurrogateArgument<F> z = argument(0);
-      with_surrogate<F>(one_.kind, one_.args, [&](const auto& derivative) {
+      with_surrogate<F>(choice(0).kind, choice(0).args, [&](const auto& derivative) {
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
@@ -101,18 +105,10 @@ class Surrogates {
   }
 
  private:
-  SNN_HD const SurrogateChoice& choice(int i) const {
-    if constexpr (Neurons::kPlain) {
-      return one_;
-    } else {
-      return table_ ? each_[i] : one_;
-    }
-  }
+  SNN_HD const SurrogateChoice& choice(int i) const { return choices_[Neurons::kPlain ? 0 : i]; }
 
   const Neurons& neurons_;
-  const SurrogateChoice& one_;
-  bool table_;
-  SurrogateChoice each_[Neurons::kPlain ? 1 : kCount];
+  SurrogateChoice choices_[Neurons::kPlain ? 1 : kCount];
 };
 
 // The steps of the layer going forward, from one state to another.
@@ -136,7 +132,7 @@ struct Forwards {
     return state;
   }
 
-  // Steps [begin, end); calls f(t, v, state) after each.
+  // Steps [begin, end); calls f(t, x, v, state) after each.
   template <class Call>
   SNN_HD void walk(int begin, int end, State<F, kCount>& state, Call&& f) const {
     const auto x_from = [&](int t) {
@@ -149,12 +145,13 @@ struct Forwards {
 #pragma unroll
       for (int k = 0; k < kBlock; ++k) {
         if (t + k >= end) break;
-        F x[kCount], v[kCount];
-        loads.get(k, x);
+        F raw[kCount], x[kCount], v[kCount];
+        loads.get(k, raw);
+        for (int i = 0; i < kCount; ++i) x[i] = raw[i];
         seen.apply(x);
         step(neurons, x, state, v);
         for (int i = 0; i < kCount; ++i) state.since[i] = state.since[i] + F(1);
-        f(t + k, v, state);
+        f(t + k, raw, v, state);
         for (int i = 0; i < kCount; ++i) {
           if (fires(v[i], neurons.neuron(i))) state.since[i] = F(0);
         }
@@ -221,29 +218,30 @@ SNN_HD void store_gradient(const F (&values)[kCount], const Place<kCount>& place
 
 // The gradient of x in step t goes where it belongs: into the tensor, into the sum over time of an
 // input that is held, and into the sums that normalisation asks for.
-template <Dtype kDtype, class F, int kCount>
+template <Dtype kDtype, bool kSums, class F, int kCount>
 SNN_HD void emit_gradient(const LifBackward<F>& p, const Place<kCount>& place, int t,
                           const F (&gx)[kCount], const F (&x)[kCount], const F (&mean)[kCount],
                           Gradient<F, kCount>& g) {
-  if (p.norm.neuron_sum) {
+  if (kSums && p.norm.neuron_sum) {
     for (int i = 0; i < kCount; ++i) {
       g.sum[i] += gx[i];
       g.dot[i] += gx[i] * (x[i] - mean[i]);
     }
   }
-  if (p.sum_over_time) {
+  if (kSums && p.sum_over_time) {
     for (int i = 0; i < kCount; ++i) g.held[i] += gx[i];
   } else {
     store_gradient<kDtype>(gx, place, p.grad_x, t * p.shape.neurons);
   }
 }
 
-template <Dtype kDtype, class F, int kCount>
+template <Dtype kDtype, bool kSums, class F, int kCount>
 SNN_HD void finish(const LifBackward<F>& p, const Place<kCount>& place,
                    const Gradient<F, kCount>& g) {
-  if (p.sum_over_time) store_gradient<kDtype>(g.held, place, p.grad_x, 0);
   place.store_state(g.u, p.grad_v_init);
   place.store_state(g.c, p.grad_current_init);
+  if constexpr (!kSums) return;
+  if (p.sum_over_time) store_gradient<kDtype>(g.held, place, p.grad_x, 0);
   place.store_sums(g.decay, p.dynamics.decay, p.neuron_grad_decay);
   place.store_sums(g.threshold, p.dynamics.threshold, p.neuron_grad_threshold);
   place.store_sums(g.synapse, p.dynamics.synapse_decay, p.neuron_grad_synapse);
@@ -251,7 +249,7 @@ SNN_HD void finish(const LifBackward<F>& p, const Place<kCount>& place,
   place.store_sums(g.dot, p.affine.scale, p.norm.neuron_dot);
 }
 
-template <Dtype kDtype, class Neurons, class F>
+template <Dtype kDtype, class Neurons, bool kSums, class F>
 SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, int threads,
                      int number) {
   constexpr int kCount = Neurons::kCount, kBlock = Neurons::kBlock;
@@ -266,18 +264,18 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
                                  a.segments.rows};
   const int T = static_cast<int>(p.shape.timesteps), delay = neurons.delay();
   const bool conducted = neurons.conducted(), clock = !Neurons::kPlain && a.clock;
-  const int clock_row = conducted ? 2 : 1;
+  const int clock_row = conducted ? 2 : 1, x_row = a.segments.rows - 1;
   // The state before segment s > 0.
   const auto saved = [&](int s, int row) {
-    return a.workspace + ((s - 1) * a.segments.rows + row) * p.shape.neurons;
+    return a.workspace + ((s - 1) * a.segments.state_rows + row) * p.shape.neurons;
   };
 
   Gradient<F, kCount> g{};
   place.load_state(p.grad_state, g.u);
   place.load_state(p.grad_current, g.c);
   F mean[kCount] = {};
-  const bool looks_at_x = neurons.looks_at_input() || p.norm.neuron_sum;
-  if (p.norm.neuron_sum) place.load_parameter(p.norm.mean, mean);
+  const bool looks_at_x = neurons.looks_at_input() || (kSums && p.norm.neuron_sum);
+  if (looks_at_x && p.norm.neuron_sum) place.load_parameter(p.norm.mean, mean);
   const F attached = p.detach_reset ? F(0) : F(1);
 
   // Forward through all segments, then back through them: the last one is visited once.
@@ -296,23 +294,21 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
         state = forwards.start();
       }
     }
-    // Steps t, t - 1, ...: what arrives there of the spikes' gradients, and x where it is needed.
+    // Steps t, t - 1, ...: what arrives there of the spikes' gradients.
     const auto grads_from = [&](int t) {
       return Loads<kDtype, kCount, kBlock>::of(place, p.grad_spikes, p.grad_step, t + delay, -1,
                                                t + 1 - begin, p.shape.timesteps);
     };
-    const auto x_from = [&](int t) {
-      return Loads<kDtype, kCount, kBlock>::of(place, p.x, p.shape.x_step, t, -1,
-                                               looks_at_x ? t + 1 - begin : 0, T);
-    };
     auto next = grads_from(end - 1);
     const State<F, kCount> before = state;
-    forwards.walk(begin, end, state,
-                  [&](int t, const F(&v)[kCount], const State<F, kCount>& after) {
-                    column.keep(t - begin, 0, v);
-                    if (conducted) column.keep(t - begin, 1, after.c);
-                    if (clock) column.keep(t - begin, clock_row, after.since);
-                  });
+    forwards.walk(
+        begin, end, state,
+        [&](int t, const F(&x)[kCount], const F(&v)[kCount], const State<F, kCount>& after) {
+          column.keep(t - begin, 0, v);
+          if (conducted) column.keep(t - begin, 1, after.c);
+          if (clock) column.keep(t - begin, clock_row, after.since);
+          if (looks_at_x) column.keep(t - begin, x_row, x);
+        });
     if (visit < last) {
       place.store_state(state.u, saved(s + 1, 0));
       if (conducted) place.store_state(state.c, saved(s + 1, 1));
@@ -321,7 +317,6 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
     }
     for (int from = end - 1; from >= begin; from -= kBlock) {
       const auto grads = next;
-      const auto inputs = x_from(from);
       if (from - kBlock >= begin) next = grads_from(from - kBlock);
       F v[kBlock][kCount], since[kBlock][kCount], ds_dv[kBlock][kCount];
 #pragma unroll
@@ -354,7 +349,7 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
         grads.get(k, gs);
         F x[kCount] = {};
         if (looks_at_x) {
-          inputs.get(k, raw);
+          column.get(t - begin, x_row, raw);
           for (int i = 0; i < kCount; ++i) x[i] = raw[i];
           seen.apply(x);
           F moved[kCount];
@@ -369,7 +364,7 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
                                                neurons.synapse_decay(i), g.synapse[i]);
           }
         });
-        emit_gradient<kDtype>(p, place, t, gx, raw, mean, g);
+        emit_gradient<kDtype, kSums>(p, place, t, gx, raw, mean, g);
       }
     }
   }
@@ -381,7 +376,7 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
     }
     start_back(neurons, surrogates, attached, v, gs, g);
   }
-  finish<kDtype>(p, place, g);
+  finish<kDtype, kSums>(p, place, g);
 }
 
 // Backpropagation through the rate (BPTR): the gradient of a spike passes on to the current of its
@@ -402,7 +397,7 @@ SNN_HD void rate_backward(const Arguments<F>& a, std::int64_t thread) {
     fired[i] = neurons.delay() && fires(state.u[i], neurons.neuron(i));
   }
   forwards.walk(0, T - neurons.delay(), state,
-                [&](int, const F(&v)[kCount], const State<F, kCount>&) {
+                [&](int, const F(&)[kCount], const F(&v)[kCount], const State<F, kCount>&) {
                   for (int i = 0; i < kCount; ++i) {
                     fired[i] = fired[i] || fires(v[i], neurons.neuron(i));
                   }
@@ -422,16 +417,17 @@ SNN_HD void rate_backward(const Arguments<F>& a, std::int64_t thread) {
       grads.get(k, gx);
       if (p.norm.neuron_sum) inputs.get(k, x);
       for (int i = 0; i < kCount; ++i) gx[i] = fired[i] ? gx[i] : F(0);
-      emit_gradient<kDtype>(p, place, from - k, gx, x, mean, g);
+      emit_gradient<kDtype, true>(p, place, from - k, gx, x, mean, g);
     }
   }
-  finish<kDtype>(p, place, g);
+  finish<kDtype, true>(p, place, g);
 }
 
-template <Dtype kDtype, class Neurons, class F>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const Arguments<F> a) {
-  backward<kDtype, Neurons>(a, this_thread(), shared, static_cast<int>(blockDim.x),
-                            static_cast<int>(threadIdx.x));
+// kSums: something is summed over time, for a parameter, for normalisation or for a held input.
+template <Dtype kDtype, class Neurons, bool kSums, class F>
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(const Arguments<F> a) {
+  backward<kDtype, Neurons, kSums>(a, this_thread(), shared, static_cast<int>(blockDim.x),
+                                   static_cast<int>(threadIdx.x));
 }
 
 template <Dtype kDtype, class Neurons, class F>
@@ -449,7 +445,7 @@ bool is_aligned(const LifBackward<F>& p) {
          state(p.current_init) && state(p.grad_state) && state(p.grad_current);
 }
 
-template <Dtype kDtype, class Neurons, class F>
+template <Dtype kDtype, class Neurons, bool kSums, class F>
 cudaError_t run(const Arguments<F>& a, cudaStream_t stream) {
   constexpr int kCount = Neurons::kCount;
   const std::int64_t threads = (a.p.shape.neurons + kCount - 1) / kCount;
@@ -457,17 +453,20 @@ cudaError_t run(const Arguments<F>& a, cudaStream_t stream) {
       std::int64_t{kCount} * sizeof(F) * a.segments.length * a.segments.rows;
   const int block =
       static_cast<int>(std::min<std::int64_t>(kThreads, kSharedMemory / shared / 32 * 32));
-  return launch(backward_kernel<kDtype, Neurons, F>, threads, block, shared, stream, a);
+  return launch(backward_kernel<kDtype, Neurons, kSums, F>, threads, block, shared, stream, a);
 }
 
 template <Dtype kDtype, class F>
 cudaError_t run(const Arguments<F>& a, cudaStream_t stream) {
   const bool rate = !a.table && a.choice.kind == Surrogate::kRate;
   if constexpr (std::is_same_v<F, float>) {
-    if (fits_plain(a.p.dynamics) && !a.clock && !rate) {
+    if (fits_plain(a.p.dynamics) && a.p.dynamics.reset != Reset::kNone && !a.clock && !rate) {
+      const bool sums = a.p.neuron_grad_decay || a.p.norm.neuron_sum || a.p.sum_over_time;
       cudaError_t error = cudaSuccess;
-      with_reset(a.p.dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
-        error = run<kDtype, Plain<F, kMostNeurons, kReset>>(a, stream);
+      with_enum<Reset::kDelayedSoft>(a.p.dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
+        using Neurons = Plain<F, kMostNeurons, kReset>;
+        error =
+            sums ? run<kDtype, Neurons, true>(a, stream) : run<kDtype, Neurons, false>(a, stream);
       });
       return error;
     }
@@ -477,7 +476,7 @@ cudaError_t run(const Arguments<F>& a, cudaStream_t stream) {
     const std::int64_t threads = (a.p.shape.neurons + kGroup - 1) / kGroup;
     return launch(rate_kernel<kDtype, Neurons, F>, threads, kThreads, 0, stream, a);
   }
-  return run<kDtype, Neurons>(a, stream);
+  return run<kDtype, Neurons, true>(a, stream);
 }
 
 }  // namespace
@@ -485,11 +484,13 @@ cudaError_t run(const Arguments<F>& a, cudaStream_t stream) {
 template <class F>
 Segments Segments::of(const LifBackward<F>& p, bool table) {
   const bool clock = has_clock(p.surrogates[0], table);
-  const int rows = 1 + (p.dynamics.synapse != Synapse::kNone) + clock;
+  const bool synapse = p.dynamics.synapse != Synapse::kNone;
+  const bool looks_at_x = synapse || p.dynamics.charge != Charge::kLeak || p.norm.neuron_sum;
+  const int state_rows = 1 + synapse + clock, rows = state_rows + looks_at_x;
   const auto most = static_cast<int>(kSharedMemory / (32 * kMostNeurons * sizeof(F) * rows));
   const auto T = static_cast<int>(p.shape.timesteps);
   const int length = T <= std::min(most, kLongestSegment) ? T : std::min(most, kSegment);
-  return {length, (T + length - 1) / length, rows};
+  return {length, (T + length - 1) / length, rows, state_rows};
 }
 
 template <>

@@ -133,10 +133,10 @@ struct Place {
   SNN_HD void store_sums(const F (&sums)[kCount], const Parameter<F>& parameter, F* out) const {
     if (!out) return;
     if (group_of(parameter) == 1) return store_state(sums, out);
-    for (int i = 0; i < present; i += kGroup) {
+    for (int i = 0; i < kCount; i += kGroup) {
       F total = sums[i];
       for (int j = 1; j < kGroup; ++j) total += i + j < present ? sums[i + j] : F(0);
-      out[(first + i) / kGroup] = total;
+      if (i < present) out[(first + i) / kGroup] = total;
     }
   }
 };
