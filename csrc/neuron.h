@@ -154,6 +154,16 @@ struct SurrogateArgument {
   SNN_HD F minus_dthreshold(F v) const { return constant + slope * v; }
 };
 
+// The same where it is known that nothing is normalized.
+template <class F>
+struct DistanceToThreshold {
+  static constexpr F scale = F(1);
+  F threshold;
+
+  SNN_HD F operator()(F v) const { return v - threshold; }
+  SNN_HD F minus_dthreshold(F) const { return F(1); }
+};
+
 // What one step of the backward scan leaves behind.
 template <class F>
 struct StepGradient {
@@ -165,29 +175,32 @@ struct StepGradient {
 //   v         membrane of step t, before reset
 //   ds_dv     derivative of the spike with respect to it
 //   gs        dL/ds[t] from the layer above
-//   gu        dL/du[t] from the step after: dv/du * dL/dv[t+1]
-//   g_next    dL/dv[t+1] itself, for what a delayed reset subtracts there
-//   attached  1 if the spike inside the reset is differentiated too, 0 if it is detached
-// The chain from gu to the result is kept short: it is what a step waits for.
-template <Reset kReset, class F>
-SNN_HD StepGradient<F> step_gradient(F v, F ds_dv, F gs, F gu, F g_next, F attached,
-                                     const Neuron<F>& n, const SurrogateArgument<F>& z) {
+//   g_next    dL/dv[t+1]; at the end of time dL/du[t] of the final state
+//   du        dv[t+1]/du[t]; 1 at the end
+//   delayed   1 if the next step subtracts what a delayed reset owes, 0 at the end
+//   kAttached whether the spike inside the reset is differentiated too
+// The chain from g_next to the result is one multiplication and one addition: a step waits for it.
+template <Reset kReset, bool kAttached, class F, class Argument>
+SNN_HD StepGradient<F> step_gradient(F v, F ds_dv, F gs, F g_next, F du, F delayed,
+                                     const Neuron<F>& n, const Argument& z) {
   const bool s = fires(v, n);
-  F g_spike = gs;
-  F g_membrane = gu;
-  F g_threshold = F(0);
+  F by_spike = F(0);  // dv[t+1]/dv[t] through the spike in the reset,
+  F by_state = du;    // and past it
+  F by_threshold = F(0);
   if constexpr (kReset == Reset::kHard) {
-    g_spike = gs + gu * (attached * (n.v_reset - v));
-    g_membrane = s ? F(0) : gu;
+    if constexpr (kAttached) by_spike = du * ((n.v_reset - v) * ds_dv);
+    by_state = s ? F(0) : du;
   } else if constexpr (kReset == Reset::kSoft) {
-    g_spike = gs - gu * (attached * n.threshold);
-    g_threshold = s ? gu : F(0);
+    if constexpr (kAttached) by_spike = -du * (n.threshold * ds_dv);
+    by_threshold = s ? -du : F(0);
   } else if constexpr (kReset == Reset::kDelayedSoft) {
-    g_spike = gs - g_next * (attached * n.threshold);
-    g_threshold = s ? g_next : F(0);
+    if constexpr (kAttached) by_spike = -delayed * (n.threshold * ds_dv);
+    by_threshold = s ? -delayed : F(0);
   }
-  const F through_spike = g_spike * ds_dv;
-  return {g_membrane + through_spike, -g_threshold - through_spike * z.minus_dthreshold(v)};
+  const F from_above = gs * ds_dv;
+  const F through_spike = from_above + g_next * by_spike;
+  return {from_above + g_next * (by_spike + by_state),
+          g_next * by_threshold - through_spike * z.minus_dthreshold(v)};
 }
 
 // Synapse: what reaches the membrane, and the carried current c, which becomes the next one.

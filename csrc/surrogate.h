@@ -52,15 +52,10 @@ SNN_HD float exp_nonpositive(float x) {
 SNN_HD double exp_nonpositive(double x) { return exp(x); }
 
 template <class F>
-SNN_HD F magnitude(F z) {
-  return z < F(0) ? -z : z;
-}
-
-template <class F>
 struct Triangle {
   F width, scale;
   SNN_HD F operator()(F z) const {
-    const F height = width - magnitude(z);
+    const F height = width - std::abs(z);
     return height > F(0) ? scale * height : F(0);
   }
 };
@@ -68,13 +63,13 @@ struct Triangle {
 template <class F>
 struct Rectangle {
   F half_width, scale;
-  SNN_HD F operator()(F z) const { return magnitude(z) < half_width ? scale : F(0); }
+  SNN_HD F operator()(F z) const { return std::abs(z) < half_width ? scale : F(0); }
 };
 
 template <class F>
 struct Exponential {
   F scale, slope;
-  SNN_HD F operator()(F z) const { return scale * exp_nonpositive(-(slope * magnitude(z))); }
+  SNN_HD F operator()(F z) const { return scale * exp_nonpositive(-(slope * std::abs(z))); }
 };
 
 template <class F>
@@ -90,7 +85,7 @@ template <class F>
 struct Sigmoid {
   F alpha;
   SNN_HD F operator()(F z) const {
-    const F e = exp_nonpositive(-(alpha * magnitude(z)));
+    const F e = exp_nonpositive(-(alpha * std::abs(z)));
     const F d = F(1) + e;
     return alpha * e / (d * d);
   }
@@ -100,7 +95,7 @@ template <class F>
 struct FastSigmoid {
   F slope;
   SNN_HD F operator()(F z) const {
-    const F d = F(1) + slope * magnitude(z);
+    const F d = F(1) + slope * std::abs(z);
     return F(1) / (d * d);
   }
 };

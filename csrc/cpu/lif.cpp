@@ -102,56 +102,6 @@ void lif_backward(const LifBackward<F>& p, const Tiling& tiling, std::int64_t fi
 }
 
 template <class F>
-void moments(const LifShape& shape, const void* x, const Parameter<F>& centre, F* neuron_sum,
-             F* neuron_square, const Tiling& tiling, std::int64_t first, std::int64_t last) {
-  Rows<F> rows(tiling.size, 2);
-  F* const centres = rows.take();
-  F* const buffer = rows.take();
-  for (std::int64_t begin = first * tiling.size; first < last; ++first, begin += tiling.size) {
-    const std::int64_t n = std::min(tiling.size, tiling.neurons - begin);
-    F* const sum = neuron_sum + begin;
-    F* const square = neuron_square + begin;
-    fill_row(centre, begin, begin + n, centres);
-    std::fill_n(sum, n, F(0));
-    std::fill_n(square, n, F(0));
-    for (std::int64_t t = 0; t < shape.timesteps; ++t) {
-      const auto row = load_rows(shape.dtype, x, t * shape.x_step + begin, 0, 1, n, buffer);
-      moments_row(n, row.data, centres, sum, square);
-    }
-  }
-}
-
-template <class F>
-void norm_backward(const LifShape& shape, const void* x, const Parameter<F>& mean,
-                   const Parameter<F>& from_g, const Parameter<F>& from_x,
-                   const Parameter<F>& constant, void* g, const Tiling& tiling, std::int64_t first,
-                   std::int64_t last) {
-  const std::int64_t length = tiling.size;
-  Rows<F> rows(length, 6);
-  F* const means = rows.take();
-  F* const of_g = rows.take();
-  F* const of_x = rows.take();
-  F* const constants = rows.take();
-  F* const x_buffer = rows.take();
-  F* const g_buffer = rows.take();
-  for (std::int64_t begin = first * length; first < last; ++first, begin += length) {
-    const std::int64_t n = std::min(length, tiling.neurons - begin);
-    fill_row(mean, begin, begin + n, means);
-    fill_row(from_g, begin, begin + n, of_g);
-    fill_row(from_x, begin, begin + n, of_x);
-    fill_row(constant, begin, begin + n, constants);
-    for (std::int64_t t = 0; t < shape.timesteps; ++t) {
-      const std::int64_t at = t * shape.neurons + begin;
-      const auto xs = load_rows(shape.dtype, x, t * shape.x_step + begin, 0, 1, n, x_buffer);
-      const auto gs = load_rows<F>(shape.dtype, g, at, 0, 1, n, g_buffer);
-      const auto out = target_rows(shape.dtype, g, at, 0, n, g_buffer);
-      norm_gradient_row(n, gs.data, xs.data, means, of_g, of_x, constants, out.data);
-      store_rows(shape.dtype, out, g, at, 0, 1, n);
-    }
-  }
-}
-
-template <class F>
 void reduce_to_parameter(const F* neuron_grad, std::int64_t neurons, std::int64_t count,
                          std::int64_t repeat, F* grad) {
   const auto sums = std::make_unique<double[]>(static_cast<std::size_t>(count));
@@ -171,18 +121,6 @@ template void lif_forward(const LifForward<float>&, const Tiling&, std::int64_t,
 template void lif_forward(const LifForward<double>&, const Tiling&, std::int64_t, std::int64_t);
 template void lif_backward(const LifBackward<float>&, const Tiling&, std::int64_t, std::int64_t);
 template void lif_backward(const LifBackward<double>&, const Tiling&, std::int64_t, std::int64_t);
-template void moments(const LifShape&, const void*, const Parameter<float>&, float*, float*,
-                      const Tiling&, std::int64_t, std::int64_t);
-template void moments(const LifShape&, const void*, const Parameter<double>&, double*, double*,
-                      const Tiling&, std::int64_t, std::int64_t);
-template void norm_backward(const LifShape&, const void*, const Parameter<float>&,
-                            const Parameter<float>&, const Parameter<float>&,
-                            const Parameter<float>&, void*, const Tiling&, std::int64_t,
-                            std::int64_t);
-template void norm_backward(const LifShape&, const void*, const Parameter<double>&,
-                            const Parameter<double>&, const Parameter<double>&,
-                            const Parameter<double>&, void*, const Tiling&, std::int64_t,
-                            std::int64_t);
 template void reduce_to_parameter(const float*, std::int64_t, std::int64_t, std::int64_t, float*);
 template void reduce_to_parameter(const double*, std::int64_t, std::int64_t, std::int64_t, double*);
 

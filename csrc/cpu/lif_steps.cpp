@@ -72,21 +72,20 @@ SNN_CLONES void spike_time_row(std::int64_t n, const Each<F> neurons, const Spik
 
 // One step of the backward scan. grad_v is dL/dv of the step after, and becomes that of this one;
 // `after_end`: it holds dL/du of the last step instead.
-template <Charge kCharge, Reset kReset, class F>
-SNN_CLONES void step_gradient_row(std::int64_t n, const Each<F> neurons, const F attached,
-                                  const bool after_end, const F* __restrict normalized,
-                                  const F* __restrict v, const F* __restrict ds_dv,
-                                  const F* __restrict gs, F* __restrict grad_v,
-                                  F* __restrict grad_threshold) {
-  const F share = after_end ? F(0) : F(1);
+template <Charge kCharge, Reset kReset, bool kAttached, class F>
+SNN_CLONES void step_gradient_row(std::int64_t n, const Each<F> neurons, const bool after_end,
+                                  const F* __restrict normalized, const F* __restrict v,
+                                  const F* __restrict ds_dv, const F* __restrict gs,
+                                  F* __restrict grad_v, F* __restrict grad_threshold) {
+  const F delayed = after_end ? F(0) : F(1);
   for (std::int64_t i = 0; i < n; ++i) {
     const Neuron<F> neuron = neurons[i];
     const F du = after_end ? F(1) : charge_du<kCharge>(neuron);
     // Only -dz/dthreshold is asked of the argument; a mixture of samples is normalised or not.
     const SurrogateArgument<F> z{F(1), F(0), F(1) - normalized[i],
                                  normalized[i] * neurons.inverse[i]};
-    const StepGradient<F> g = step_gradient<kReset>(v[i], ds_dv[i], gs[i], du * grad_v[i],
-                                                    share * grad_v[i], attached, neuron, z);
+    const StepGradient<F> g =
+        step_gradient<kReset, kAttached>(v[i], ds_dv[i], gs[i], grad_v[i], du, delayed, neuron, z);
     grad_v[i] = g.v;
     grad_threshold[i] += g.threshold;
   }
@@ -290,7 +289,6 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
         }
       });
 
-  const F attached = p.detach_reset ? F(0) : F(1);
   start_from(p.grad_state, begin, n, grad_v);
   start_from(p.grad_current, begin, n, grad_c);
   for (F* const sum : {grad_decay, grad_threshold, grad_synapse}) std::fill_n(sum, n, F(0));
@@ -304,31 +302,34 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
   };
   with_charge(dynamics.charge, [&]<Charge kCharge>(Constant<kCharge>) {
     with_reset(dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
-      for (std::int64_t t = T - 1; t >= 0; --t) {
-        step_gradient_row<kCharge, kReset>(n, steps.neurons(), attached, p.grad_state && t == T - 1,
-                                           normalized, at(membranes, t + 1), at(ds_dv, t + 1),
-                                           spike_gradients(t + delay), grad_v, grad_threshold);
-        charge_gradient_row<kCharge>(n, steps.neurons(), grad_v, at(states, t), at(currents, t),
-                                     grad_current, grad_decay);
-        const auto gx = grad_x.target(t, 0, n);
-        if (conducted) {
-          const F* x = steps.input(t);
-          with_synapse(dynamics.synapse, [&]<Synapse kSynapse>(Constant<kSynapse>) {
-            conduct_gradient_row<kSynapse>(n, dynamics.gain, steps.synapse_decay(), at(synapses, t),
-                                           x, grad_current, grad_c, grad_synapse, gx.data);
-          });
-        } else {
-          std::copy_n(grad_current, n, gx.data);
+      with_bool(!p.detach_reset, [&]<bool kAttached>(Constant<kAttached>) {
+        for (std::int64_t t = T - 1; t >= 0; --t) {
+          step_gradient_row<kCharge, kReset, kAttached>(
+              n, steps.neurons(), p.grad_state && t == T - 1, normalized, at(membranes, t + 1),
+              at(ds_dv, t + 1), spike_gradients(t + delay), grad_v, grad_threshold);
+          charge_gradient_row<kCharge>(n, steps.neurons(), grad_v, at(states, t), at(currents, t),
+                                       grad_current, grad_decay);
+          const auto gx = grad_x.target(t, 0, n);
+          if (conducted) {
+            const F* x = steps.input(t);
+            with_synapse(dynamics.synapse, [&]<Synapse kSynapse>(Constant<kSynapse>) {
+              conduct_gradient_row<kSynapse>(n, dynamics.gain, steps.synapse_decay(),
+                                             at(synapses, t), x, grad_current, grad_c, grad_synapse,
+                                             gx.data);
+            });
+          } else {
+            std::copy_n(grad_current, n, gx.data);
+          }
+          grad_x.store(gx, t, 1, 0, n);
         }
-        grad_x.store(gx, t, 1, 0, n);
-      }
-      if (looks_at_start) {
-        step_gradient_row<kCharge, kReset>(n, steps.neurons(), attached, false, normalized,
-                                           membranes, ds_dv, spike_gradients(delay - 1), grad_v,
-                                           grad_threshold);
-      } else {
-        for (std::int64_t i = 0; i < n; ++i) grad_v[i] *= charge_du<kCharge>(steps.neurons()[i]);
-      }
+        if (looks_at_start) {
+          step_gradient_row<kCharge, kReset, kAttached>(
+              n, steps.neurons(), false, normalized, membranes, ds_dv, spike_gradients(delay - 1),
+              grad_v, grad_threshold);
+        } else {
+          for (std::int64_t i = 0; i < n; ++i) grad_v[i] *= charge_du<kCharge>(steps.neurons()[i]);
+        }
+      });
     });
   });
   grad_x.finish();

@@ -69,43 +69,20 @@ SNN_CLONES void affine_row(std::int64_t n, const F* __restrict scale, const F* _
 
 template <class F>
 SNN_CLONES void sums_row(std::int64_t n, const F* __restrict g, const F* __restrict x,
-                         const F* __restrict mean, F* __restrict sum, F* __restrict dot) {
+                         const NormSumRows<F> sums) {
+  const F* __restrict mean = sums.mean;
+  F* __restrict sum = sums.sum;
+  F* __restrict dot = sums.dot;
   for (std::int64_t i = 0; i < n; ++i) {
     sum[i] += g[i];
     dot[i] += g[i] * (x[i] - mean[i]);
   }
 }
 
-template <class F>
-SNN_CLONES void norm_gradient_row(std::int64_t n, const F* g, const F* __restrict x,
-                                  const F* __restrict mean, const F* __restrict from_g,
-                                  const F* __restrict from_x, const F* __restrict constant, F* gx) {
-#pragma GCC ivdep
-  for (std::int64_t i = 0; i < n; ++i) {
-    gx[i] = from_g[i] * g[i] + from_x[i] * (x[i] - mean[i]) + constant[i];
-  }
-}
-
-template <class F>
-SNN_CLONES void moments_row(std::int64_t n, const F* __restrict x, const F* __restrict centre,
-                            F* __restrict sum, F* __restrict square) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const F d = x[i] - centre[i];
-    sum[i] += d;
-    square[i] += d * d;
-  }
-}
-
 template void affine_row(std::int64_t, const float*, const float*, const float*, float*);
 template void affine_row(std::int64_t, const double*, const double*, const double*, double*);
-template void sums_row(std::int64_t, const float*, const float*, const float*, float*, float*);
-template void sums_row(std::int64_t, const double*, const double*, const double*, double*, double*);
-template void norm_gradient_row(std::int64_t, const float*, const float*, const float*,
-                                const float*, const float*, const float*, float*);
-template void norm_gradient_row(std::int64_t, const double*, const double*, const double*,
-                                const double*, const double*, const double*, double*);
-template void moments_row(std::int64_t, const float*, const float*, float*, float*);
-template void moments_row(std::int64_t, const double*, const double*, double*, double*);
+template void sums_row(std::int64_t, const float*, const float*, NormSumRows<float>);
+template void sums_row(std::int64_t, const double*, const double*, NormSumRows<double>);
 template void add_row(std::int64_t, const float*, float*);
 template void add_row(std::int64_t, const double*, double*);
 template void largest_row(std::int64_t, const float*, float*);

@@ -26,20 +26,22 @@ void row_to_bits(std::int64_t n, const F* __restrict in, std::uint8_t* __restric
 template <class F>
 void affine_row(std::int64_t n, const F* __restrict scale, const F* __restrict shift, const F* x,
                 F* out);
+// Rows of what normalisation makes of x: scale * x + shift.
+template <class F>
+struct AffineRow {
+  const F* scale;
+  const F* shift;
+};
+// Rows of what its gradient needs: sums of g and of g * (x - mean).
+template <class F>
+struct NormSumRows {
+  const F* mean;
+  F* sum;
+  F* dot;
+};
 // sum += g, dot += g * (x - mean).
 template <class F>
-void sums_row(std::int64_t n, const F* __restrict g, const F* __restrict x,
-              const F* __restrict mean, F* __restrict sum, F* __restrict dot);
-// gx = from_g * g + from_x * (x - mean) + constant.
-template <class F>
-void norm_gradient_row(std::int64_t n, const F* g, const F* __restrict x, const F* __restrict mean,
-                       const F* __restrict from_g, const F* __restrict from_x,
-                       const F* __restrict constant, F* gx);
-// sum += x - centre, square += (x - centre)^2.
-template <class F>
-void moments_row(std::int64_t n, const F* __restrict x, const F* __restrict centre,
-                 F* __restrict sum, F* __restrict square);
-
+void sums_row(std::int64_t n, const F* __restrict g, const F* __restrict x, NormSumRows<F> sums);
 // sum += row; largest = max(largest, row); gx = gs where `open` is above 0, else 0.
 template <class F>
 void add_row(std::int64_t n, const F* __restrict row, F* __restrict sum);

@@ -112,6 +112,24 @@ void start_from(const F* init, std::int64_t begin, std::int64_t n, F* row) {
   }
 }
 
+// Steps that are taken at a time, in registers.
+inline constexpr std::int64_t kBlock = 4;
+
+constexpr std::int64_t blocks_of(std::int64_t timesteps) {
+  return timesteps / kBlock + timesteps % kBlock;
+}
+
+// Calls f(steps, t) for block number `block`: as many whole blocks as fit, then single steps.
+template <class Call>
+void visit_block(std::int64_t timesteps, std::int64_t block, Call&& f) {
+  const std::int64_t whole = timesteps / kBlock;
+  if (block < whole) {
+    f(Constant<std::int64_t{kBlock}>{}, block * kBlock);
+  } else {
+    f(Constant<std::int64_t{1}>{}, whole * kBlock + block - whole);
+  }
+}
+
 // What passes through a buffer on its way (conversions, normalisation) does so in strips of a row,
 // which stay in the first cache while the rows themselves are long.
 inline constexpr std::int64_t kStrip = 2048;
@@ -154,6 +172,9 @@ class Currents {
     return {seen_, count};
   }
 
+  // For kernels that scale and shift by themselves what `raw` gives them.
+  AffineRow<F> affine(std::int64_t from) const { return {scale_ + from, shift_ + from}; }
+
  private:
   const LifShape& shape_;
   const void* x_;
@@ -177,8 +198,8 @@ class InputGradient {
     sum_ = rows.take();
     dot_ = rows.take();
     mean_ = rows.take();
-    if (p_.sum_over_time || p_.norm.neuron_sum) std::fill_n(sum_, n_, F(0));
-    if (p_.norm.neuron_sum) {
+    std::fill_n(sum_, n_, F(0));
+    if (p_.affine) {
       std::fill_n(dot_, n_, F(0));
       fill_row(p_.norm.mean, begin_, begin_ + n_, mean_);
     }
@@ -190,13 +211,17 @@ class InputGradient {
                        buffer_);
   }
 
+  // For kernels that add up by themselves what the normalisation needs; else `store` does.
+  NormSumRows<F> norm_sums(std::int64_t from) const {
+    return {mean_ + from, sum_ + from, dot_ + from};
+  }
+
   void store(const RowsOf<F>& rows, std::int64_t t, std::int64_t steps, std::int64_t from,
-             std::int64_t count) const {
-    if (p_.norm.neuron_sum) {
+             std::int64_t count, bool summed = false) const {
+    if (p_.norm.neuron_sum && !summed) {
       const auto x = currents_.raw(t, steps, from, count);
       for (std::int64_t k = steps - 1; k >= 0; --k) {
-        sums_row(count, rows.data + k * rows.step, x.data + k * x.step, mean_ + from, sum_ + from,
-                 dot_ + from);
+        sums_row(count, rows.data + k * rows.step, x.data + k * x.step, norm_sums(from));
       }
     }
     if (p_.sum_over_time) {

@@ -1,6 +1,7 @@
 """Modules: neurons, encoders, containers along time, readouts."""
 
 from snnkern.nn.encoding import Direct, RateCoding
+from snnkern.nn.evaluation import check_stateless, evaluation_mode
 from snnkern.nn.gradient import Gradient, GradientMode, gradient
 from snnkern.nn.neuron import IF, LIF
 from snnkern.nn.norm import NormLIF
@@ -18,6 +19,8 @@ __all__ = [
     "RateCoding",
     "SumReadout",
     "TimeDistributed",
+    "check_stateless",
+    "evaluation_mode",
     "gradient",
     "watch_spikes",
 ]

@@ -12,13 +12,18 @@ from snnkern.nn.neuron import LIF
 
 @contextmanager
 def watch_spikes(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within the block ``see(name, spikes)`` is called for every neuron layer that runs.
+    """Within the block ``see(name, spikes)`` is called for every layer of neurons that spikes.
+
+    A layer that acts as a ReLU does not.
 
     ``spikes`` is ``[T, N, ...]``, detached; ``name`` is the layer's name in ``model``.
     """
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+            assert isinstance(module, LIF)
+            if module.is_relu:
+                return
             spikes = output[0] if isinstance(output, tuple) else output
             assert isinstance(spikes, Tensor)
             see(name, spikes.detach())
