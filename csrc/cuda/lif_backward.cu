@@ -163,48 +163,36 @@ struct Forwards {
 // The gradient of a thread's neurons going back, and what it adds up to.
 template <class F, int kCount>
 struct Gradient {
-  F u[kCount];     // dL/du of the step before
-  F next[kCount];  // dL/dv of the step after
-  F c[kCount];     // dL/d(the synapse's current)
+  F v[kCount];  // dL/dv of the step after; at the end of time dL/du of the final state
+  F c[kCount];  // dL/d(the synapse's current)
   F decay[kCount], threshold[kCount], synapse[kCount];
   F sum[kCount], dot[kCount], held[kCount];
 };
 
-// The membrane's part of a step back: from dL/ds to the gradient of the current that reached it.
-template <class Neurons, class Surrogates, class F, int kCount>
-SNN_HD void step_back(const Neurons& neurons, const Surrogates& surrogates, F attached,
-                      const F (&v)[kCount], const F (&ds_dv)[kCount], const F (&u)[kCount],
-                      const F (&current)[kCount], const F (&gs)[kCount], Gradient<F, kCount>& g,
-                      F (&g_current)[kCount]) {
+// The membrane's part of a step back: from dL/ds to dL/dv, and, where `f` is, to what else follows:
+// f(charge, i), called after g.v[i] is that of this step. `last`: nothing comes after the step.
+template <class Neurons, class Surrogates, class F, int kCount, class Call>
+SNN_HD void step_back(const Neurons& neurons, const Surrogates& surrogates, bool attached,
+                      bool last, const F (&v)[kCount], const F (&ds_dv)[kCount],
+                      const F (&gs)[kCount], Gradient<F, kCount>& g, Call&& f) {
   neurons.with_dynamics([&]<Charge kCharge, Reset kReset>(Constant<kCharge>, Constant<kReset>) {
-    for (int i = 0; i < kCount; ++i) {
-      const Neuron<F>& n = neurons.neuron(i);
-      const StepGradient<F> of = step_gradient<kReset>(v[i], ds_dv[i], gs[i], g.u[i], g.next[i],
-                                                       attached, n, surrogates.argument(i));
-      g.threshold[i] += of.threshold;
-      g.decay[i] += of.v * charge_ddecay<kCharge>(u[i], current[i], n);
-      g_current[i] = charge_dx<kCharge>(n) * of.v;
-      g.u[i] = charge_du<kCharge>(n) * of.v;
-      g.next[i] = of.v;
+    const F delayed = last ? F(0) : F(1);
+    const auto all = [&]<bool kAttached>(Constant<kAttached>) {
+      for (int i = 0; i < kCount; ++i) {
+        const Neuron<F>& n = neurons.neuron(i);
+        const F du = last ? F(1) : charge_du<kCharge>(n);
+        const StepGradient<F> of = step_gradient<kReset, kAttached>(
+            v[i], ds_dv[i], gs[i], g.v[i], du, delayed, n, surrogates.argument(i));
+        g.threshold[i] += of.threshold;
+        g.v[i] = of.v;
+      }
+    };
+    if (attached) {
+      all(Constant<true>{});
+    } else {
+      all(Constant<false>{});
     }
-  });
-}
-
-// What reaches the state before the first step, whose spike counts where the neurons look at it.
-template <class Neurons, class Surrogates, class F, int kCount>
-SNN_HD void start_back(const Neurons& neurons, const Surrogates& surrogates, F attached,
-                       const F (&v)[1][kCount], const F (&gs)[kCount], Gradient<F, kCount>& g) {
-  F since[1][kCount], ds_dv[1][kCount];
-  for (int i = 0; i < kCount; ++i) since[0][i] = std::numeric_limits<F>::infinity();
-  surrogates.derive(v, since, ds_dv);
-  neurons.with_dynamics([&]<Charge kCharge, Reset kReset>(Constant<kCharge>, Constant<kReset>) {
-    for (int i = 0; i < kCount; ++i) {
-      const StepGradient<F> of =
-          step_gradient<kReset>(v[0][i], ds_dv[0][i], gs[i], g.u[i], g.next[i], attached,
-                                neurons.neuron(i), surrogates.argument(i));
-      g.threshold[i] += of.threshold;
-      g.u[i] = of.v;
-    }
+    for (int i = 0; i < kCount; ++i) f(Constant<kCharge>{}, i);
   });
 }
 
@@ -238,7 +226,7 @@ SNN_HD void emit_gradient(const LifBackward<F>& p, const Place<kCount>& place, i
 template <Dtype kDtype, bool kSums, class F, int kCount>
 SNN_HD void finish(const LifBackward<F>& p, const Place<kCount>& place,
                    const Gradient<F, kCount>& g) {
-  place.store_state(g.u, p.grad_v_init);
+  place.store_state(g.v, p.grad_v_init);
   place.store_state(g.c, p.grad_current_init);
   if constexpr (!kSums) return;
   if (p.sum_over_time) store_gradient<kDtype>(g.held, place, p.grad_x, 0);
@@ -271,12 +259,11 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
   };
 
   Gradient<F, kCount> g{};
-  place.load_state(p.grad_state, g.u);
+  place.load_state(p.grad_state, g.v);
   place.load_state(p.grad_current, g.c);
   F mean[kCount] = {};
   const bool looks_at_x = neurons.looks_at_input() || (kSums && p.norm.neuron_sum);
   if (looks_at_x && p.norm.neuron_sum) place.load_parameter(p.norm.mean, mean);
-  const F attached = p.detach_reset ? F(0) : F(1);
 
   // Forward through all segments, then back through them: the last one is visited once.
   const int last = a.segments.count - 1;
@@ -356,7 +343,12 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
           for (int i = 0; i < kCount; ++i) moved[i] = c[i];
           conduct_all(neurons, x, moved, current);
         }
-        step_back(neurons, surrogates, attached, v[k], ds_dv[k], u, current, gs, g, gx);
+        step_back(neurons, surrogates, !p.detach_reset, t == T - 1, v[k], ds_dv[k], gs, g,
+                  [&]<Charge kCharge>(Constant<kCharge>, int i) {
+                    const Neuron<F>& n = neurons.neuron(i);
+                    g.decay[i] += g.v[i] * charge_ddecay<kCharge>(u[i], current[i], n);
+                    gx[i] = charge_dx<kCharge>(n) * g.v[i];
+                  });
         neurons.with_synapse([&]<Synapse kSynapse>(Constant<kSynapse>) {
           for (int i = 0; i < kCount; ++i) {
             gx[i] = neurons.gain() *
@@ -368,13 +360,20 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
       }
     }
   }
+  // What reaches the state before the first step, whose spike counts where the neurons look at it.
   if (neurons.looks_at_start()) {
-    F v[1][kCount], gs[kCount] = {};
+    F v[1][kCount], since[1][kCount], ds_dv[1][kCount], gs[kCount] = {};
     place.load_state(p.v_init, v[0]);
+    for (int i = 0; i < kCount; ++i) since[0][i] = std::numeric_limits<F>::infinity();
+    surrogates.derive(v, since, ds_dv);
     if (delay) {
       Loads<kDtype, kCount, 1>::of(place, p.grad_spikes, p.grad_step, 0, 1, 1, T).get(0, gs);
     }
-    start_back(neurons, surrogates, attached, v, gs, g);
+    step_back(neurons, surrogates, !p.detach_reset, false, v[0], ds_dv[0], gs, g, [](auto, int) {});
+  } else {
+    neurons.with_dynamics([&]<Charge kCharge>(Constant<kCharge>, auto) {
+      for (int i = 0; i < kCount; ++i) g.v[i] *= charge_du<kCharge>(neurons.neuron(i));
+    });
   }
   finish<kDtype, kSums>(p, place, g);
 }
