@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import torch
 
-from python_tests.helpers import RUNNABLE
+from python_tests.helpers import EVERY_BACKEND, GPU_BACKENDS
 
 # The same examples every time: what is compared, and how much of it, is part of the contract.
 hypothesis.settings.register_profile(
@@ -28,9 +28,14 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=RUNNABLE)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.gpu] if name in GPU_BACKENDS else [])
+        for name in EVERY_BACKEND
+    ]
+)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend that runs on the CPU of this machine."""
+    """Every backend that runs on this machine; python_tests.helpers.lif takes them all."""
     return str(request.param)
 
 

@@ -249,7 +249,7 @@ def test_what_is_on_the_edge_is_taken(backend: Backend, dtype: torch.dtype) -> N
         {"v_reset": -5},
     ]
     for options in good:
-        spikes = functional.lif(x, **options, backend=backend)
+        spikes = lif(x, **options, backend=backend)
         assert (spikes.shape, spikes.dtype) == (x.shape, dtype)
         assert ((spikes == 0) | (spikes == 1)).all()
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from python_tests.helpers import (
     COMPILED,
+    EVERY_BACKEND,
     LAYOUTS,
     POINTWISE,
     RESETS,
-    RUNNABLE,
     assert_same_bits,
     assert_within,
     golden,
@@ -250,7 +250,7 @@ def call_of(case: Case, dtype: torch.dtype) -> Call:
 
 def outcome(call: Call, backend: Backend | None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Spikes and states; and gradients."""
-    outputs = functional.lif(call.x, **call.options, return_state=True, backend=backend)
+    outputs = lif(call.x, **call.options, return_state=True, backend=backend)
     used = [(out, g) for out, g in zip(outputs, call.grads, strict=True) if g is not None]
     grads = torch.autograd.grad(
         [out for out, _ in used], list(call.leaves.values()), [g for _, g in used]
@@ -455,7 +455,7 @@ def test_every_combination_of_options_is_that_of_the_reference(
             assert actual.stride() == wanted.stride(), name
         assert len(outputs) == len(expected) == len(call.grads)
         spikes = outputs[0].detach()
-        alone = functional.lif(call.x, **call.options, backend=compiled).detach()
+        alone = lif(call.x, **call.options, backend=compiled).detach()
         assert_same_bits(alone, spikes, "spikes without a state")
         assert_packed(call, spikes, compiled)
         assert_gradients(call, grads, target)
@@ -635,7 +635,7 @@ def test_gradients_are_those_of_the_equations(
         weights = [random(*out.shape, seed=place + 90, dtype=torch.float64) for out in expected]
         leaves = {"x": x} | parameters
         target = torch.autograd.grad(expected, list(leaves.values()), weights)
-        for backend in RUNNABLE:
+        for backend in EVERY_BACKEND:
             outputs = lif(
                 x[None] if held else x,
                 **parameters,
@@ -691,7 +691,7 @@ def test_cutting_time_does_not_change_the_gradient(
 def test_spike_time_counts_the_steps_since_the_last_spike(backend: Backend) -> None:
     """Worked out by hand: fires at steps 1 and 4, is silent before, and nothing else is counted."""
     x = torch.tensor([0.0, 2.0, 0.0, 0.0, 2.0, 0.0, 0.0]).reshape(-1, 1).requires_grad_()
-    spikes = functional.lif(x, 0.0, surrogate=SpikeTime(1.0, 0.5), backend=backend)
+    spikes = lif(x, 0.0, surrogate=SpikeTime(1.0, 0.5), backend=backend)
     (gx,) = torch.autograd.grad(spikes.sum(), x)
     assert spikes.flatten().tolist() == [0, 1, 0, 0, 1, 0, 0]
     steps = torch.tensor([math.inf, math.inf, 1, 2, 3, 1, 2])
@@ -1042,7 +1042,7 @@ def test_spike_time_of_the_authors(backend: Backend) -> None:
         x = torch.zeros(int(n.max()) + 1, 1, dtype=dtype)
         x[0] = 2.0
         x.requires_grad_()
-        spikes = functional.lif(x, 0.0, surrogate=surrogate, backend=backend)
+        spikes = lif(x, 0.0, surrogate=surrogate, backend=backend)
         (gx,) = torch.autograd.grad(spikes.sum(), x)
         assert spikes.flatten().nonzero().tolist() == [[0]]
         actual = gx.flatten()[n]
@@ -1066,7 +1066,7 @@ def test_linear_surrogate_of_the_authors(backend: Backend) -> None:
     assert exact.sum() > 60
     surrogate = Triangle(scale=0.3, normalized=True)
     x = (z + 1).view(1, 1, -1).requires_grad_()
-    spikes = functional.lif(x, strict=True, surrogate=surrogate, backend=backend)
+    spikes = lif(x, strict=True, surrogate=surrogate, backend=backend)
     (gx,) = torch.autograd.grad(spikes.sum(), x)
     assert torch.equal(spikes.flatten()[exact], torch.from_numpy(data["lin_s_f32"])[exact])
     assert_golden(gx.flatten()[exact], data["lin_ds_f32"][exact.numpy()], "ds/dz")
@@ -1076,7 +1076,7 @@ def late_neurons(
     data: dict[str, NDArray[Any]], surrogate: Surrogate, backend: Backend
 ) -> Callable[[Tensor, str], Tensor]:
     def fire(x: Tensor, place: str) -> Tensor:
-        spikes: Tensor = functional.lif(
+        spikes: Tensor = lif(
             x,
             float(data["leak"]),
             float(data[f"th.{place}"]),
@@ -1151,7 +1151,7 @@ def test_hire_network(backend: Backend, dtype: torch.dtype, mode: str) -> None:
     }
 
     def fire(x: Tensor, place: str) -> Tensor:
-        spikes: Tensor = functional.lif(
+        spikes: Tensor = lif(
             x,
             learnt[f"leak.l{place}"],
             learnt[f"threshold.t{place}"],
@@ -1215,7 +1215,7 @@ def test_a_held_current_is_the_repeated_one(
     weights = random(timesteps, 3, 4, 5, seed=2)
 
     every = step.expand(timesteps, *step.shape).clone().requires_grad_()
-    expected = functional.lif(every, **options)
+    expected = lif(every, **options)
     terms = torch.autograd.grad(expected, every, weights)[0].double()
 
     for as_number in (True, False):
@@ -1240,8 +1240,8 @@ def test_a_held_current_in_double_gets_the_exact_sum(backend: Backend) -> None:
     leaf = (random(3, 4, 5, dtype=torch.float64) + 0.25).requires_grad_()
     every = leaf.detach().expand(11, *leaf.shape).clone().requires_grad_()
     weights = random(11, 3, 4, 5, seed=2, dtype=torch.float64)
-    spikes = functional.lif(leaf[None], 0.75, 0.6, timesteps=11, backend=backend)
-    expected = functional.lif(every, 0.75, 0.6, backend=backend)
+    spikes = lif(leaf[None], 0.75, 0.6, timesteps=11, backend=backend)
+    expected = lif(every, 0.75, 0.6, backend=backend)
     (gx,) = torch.autograd.grad(spikes, leaf, weights)
     (target,) = torch.autograd.grad(expected, every, weights)
     assert_within(gx, target.sum(0), 1e-12 * max(1.0, float(target.abs().max())))
@@ -1256,7 +1256,7 @@ def expanded() -> tuple[Tensor, Tensor, Tensor]:
 def repeated_gradient(backend: Backend) -> Tensor:
     _, every, weights = expanded()
     every.requires_grad_()
-    spikes = functional.lif(every, 0.75, 0.6, backend=backend)
+    spikes = lif(every, 0.75, 0.6, backend=backend)
     return torch.autograd.grad(spikes, every, weights)[0]
 
 
@@ -1266,7 +1266,7 @@ def test_an_expanded_leaf_gets_a_gradient_for_every_step(backend: Backend, detac
     x = step.expand(4, 2, 3)
     x = (x.detach() if detached else x).requires_grad_()
     assert x.is_leaf
-    spikes = functional.lif(x, 0.75, 0.6, backend=backend)
+    spikes = lif(x, 0.75, 0.6, backend=backend)
     (gx,) = torch.autograd.grad(spikes, x, weights)
     assert_same_bits(gx, repeated_gradient(backend), "gx")
 
@@ -1274,7 +1274,7 @@ def test_an_expanded_leaf_gets_a_gradient_for_every_step(backend: Backend, detac
 def test_the_gradient_of_an_expanded_view_can_be_asked_for(backend: Backend) -> None:
     step, _, weights = expanded()
     x = step.requires_grad_().expand(4, 2, 3)
-    spikes = functional.lif(x, 0.75, 0.6, backend=backend)
+    spikes = lif(x, 0.75, 0.6, backend=backend)
     gx, g_step = torch.autograd.grad(spikes, (x, step), weights)
     expected = repeated_gradient(backend)
     assert_same_bits(gx, expected, "x")
@@ -1285,14 +1285,14 @@ def test_hooks_on_an_expanded_view_are_called(backend: Backend) -> None:
     step, _, weights = expanded()
     x = step.requires_grad_().expand(4, 2, 3)
     x.retain_grad()
-    functional.lif(x, 0.75, 0.6, backend=backend).backward(weights)
+    lif(x, 0.75, 0.6, backend=backend).backward(weights)
     assert x.grad is not None
     assert_same_bits(x.grad, repeated_gradient(backend), "x")
 
 
 def test_a_detached_expanded_view_stays_outside_the_graph(backend: Backend) -> None:
     x = expanded()[0].requires_grad_().expand(4, 2, 3).detach()
-    assert not functional.lif(x, 0.75, 0.6, backend=backend).requires_grad
+    assert not lif(x, 0.75, 0.6, backend=backend).requires_grad
 
 
 # Formats and delays of spikes.
@@ -1304,10 +1304,8 @@ def test_packed_spikes_unpack_in_the_order_of_memory(
     backend: Backend, layout: str, shape: tuple[int, ...]
 ) -> None:
     x = laid_out(random(*shape, seed=1) + 0.5, layout)
-    spikes = functional.lif(x, 0.75, 0.75, backend=backend)
-    as_bytes, bits = (
-        functional.lif(x, 0.75, 0.75, spike_format=form, backend=backend) for form in PACKED
-    )
+    spikes = lif(x, 0.75, 0.75, backend=backend)
+    as_bytes, bits = (lif(x, 0.75, 0.75, spike_format=form, backend=backend) for form in PACKED)
     neurons = spikes[0].numel()
     assert bits.shape == (shape[0], -(-neurons // 8))
     unpacked = np.unpackbits(bits.numpy(), axis=1, bitorder="little")
@@ -1326,11 +1324,11 @@ def test_packed_spikes_of_a_differentiable_current_are_refused(
     message = rf"^spike_format is '{form}' and x requires a gradient, expected 'input'"
     for current, timesteps in ((x, None), (x[:1], 3), (x[0].expand(5, 2, 4), None)):
         with pytest.raises(ValueError, match=message):
-            functional.lif(current, spike_format=form, timesteps=timesteps, backend=backend)
+            lif(current, spike_format=form, timesteps=timesteps, backend=backend)
     with torch.no_grad():
-        assert functional.lif(x, spike_format=form, backend=backend).any()
+        assert lif(x, spike_format=form, backend=backend).any()
     threshold = torch.tensor(0.5, requires_grad=True)
-    spikes, state = functional.lif(
+    spikes, state = lif(
         x.detach(),
         0.5,
         threshold,
@@ -1505,7 +1503,7 @@ BAD = list(bad_arguments())
 )
 def test_bad_option(entry: Bad) -> None:
     messages = set()
-    for backend in RUNNABLE:
+    for backend in EVERY_BACKEND:
         with pytest.raises(entry.error) as error:
             lif(**{"x": torch.ones(3, 2, 4, 5), "backend": backend} | entry.arguments)
         assert type(error.value) is entry.error

@@ -40,11 +40,12 @@ def info() -> str:
         f"machine   {machine()}",
     ]
     if built:
-        lines.append(f"built     with {built['compiler']} for torch {built['torch']}")
-    fastest = "reference" if _load.why_not else "cpu"
+        archs = f", GPUs {built['cuda_archs']}" if built["cuda_archs"] else ""
+        lines.append(f"built     with {built['compiler']} for torch {built['torch']}{archs}")
+    taken = {"reference" if _load.why_not else "cpu": "CPU", "cuda": "CUDA"}
     for name, reason in backends().items():
         note = f"no: {reason}" if reason else "yes"
-        if name == fastest:
-            note += ", and what backend=None takes for CPU tensors"
+        if name in taken and not reason:
+            note += f", and what backend=None takes for {taken[name]} tensors"
         lines.append(f"{name:<9} {note}")
     return "\n".join(lines)

@@ -192,9 +192,12 @@ struct Seen {
   }
 };
 
+SNN_HD float next_above(float v) { return nextafterf(v, std::numeric_limits<float>::infinity()); }
+SNN_HD double next_above(double v) { return nextafter(v, std::numeric_limits<double>::infinity()); }
+
 template <class F>
 SNN_HD F fire_at(F threshold, bool strict) {
-  return strict ? nextafter(threshold, std::numeric_limits<F>::infinity()) : threshold;
+  return strict ? next_above(threshold) : threshold;
 }
 
 // The usual neurons: a leak and a threshold for the whole layer, no synapse. What is asked about

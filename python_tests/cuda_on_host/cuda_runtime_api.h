@@ -36,10 +36,10 @@ struct cudaLaunchConfig_t {
 
 inline dim3 gridDim, blockDim, blockIdx, threadIdx;
 
-// What a kernel declares as extern __shared__ double2 shared[].
+// What kernels declare as extern __shared__ double2 shared[].
 namespace snnkern::cuda {
 inline constexpr std::size_t kSharedBytes = 48 * 1024;
-extern double2 shared[];
+inline double2 shared[kSharedBytes / sizeof(double2)];
 }  // namespace snnkern::cuda
 
 template <class... Parameters, class... Arguments>

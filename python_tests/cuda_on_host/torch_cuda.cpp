@@ -1,10 +1,5 @@
 // What a torch without CUDA lacks: its only device is the processor, its only stream none.
-#include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
-namespace snnkern::cuda {
-double2 shared[kSharedBytes / sizeof(double2)];
-}
 
 AOTITorchError aoti_torch_create_cuda_guard(int32_t, CUDAGuardHandle* guard) {
   *guard = nullptr;
