@@ -14,7 +14,7 @@ from scipy import integrate
 from torch import Tensor
 
 from python_tests.helpers import POINTWISE, SURROGATES, assert_within, lif
-from snnkern import _load, functional, reference, surrogate
+from snnkern import _load, reference, surrogate
 from snnkern.functional import Backend
 from snnkern.surrogate import (
     KINDS,
@@ -66,7 +66,7 @@ def test_values_worked_out_by_hand(
     assert_within(gradient.derivative(z), expected, 1e-14, "derivative")
     # A neuron without leak sees each current alone; z comes from the initial state, exactly.
     start = (z + 0.0).requires_grad_()
-    spikes = functional.lif(
+    spikes = lif(
         torch.full((1, 3), 2.0**-60, dtype=torch.float64),
         1.0,
         2.0**-60,
