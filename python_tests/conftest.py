@@ -5,8 +5,11 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 import torch
+from torch import Tensor
 
-from python_tests.helpers import EVERY_BACKEND, GPU_BACKENDS
+from python_tests import cuda_on_host
+from python_tests.helpers import EVERY_BACKEND, GPU_BACKENDS, ON_HOST
+from snnkern import functional
 
 # The same examples every time: what is compared, and how much of it, is part of the contract.
 hypothesis.settings.register_profile(
@@ -18,6 +21,22 @@ hypothesis.settings.load_profile("snnkern")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cuda_on_host() -> Iterator[None]:
+    """backend="cuda_on_host": the CUDA kernels for tensors on the CPU."""
+    overload = functional._overload
+
+    def with_cuda_on_host(backend: str | None, x: Tensor) -> str:
+        if backend not in ON_HOST:
+            return overload(backend, x)
+        cuda_on_host.load()
+        return cuda_on_host.OVERLOAD
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "_overload", with_cuda_on_host)
+        yield
 
 
 @pytest.fixture

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from python_tests import cuda_on_host
 from snnkern import functional
 from snnkern.surrogate import (
     ATan,
@@ -38,7 +36,7 @@ GPU_BACKENDS = tuple(
     for name in ("cuda",)
     if torch.cuda.is_available() and not functional.why_not(name, torch.device("cuda"))
 )
-# Where there is no GPU, the CUDA kernels are run on the host.
+# Where there is no GPU, the CUDA kernels are run on the host, see conftest.
 ON_HOST = () if GPU_BACKENDS else ("cuda_on_host",)
 COMPILED = (*(name for name in RUNNABLE if name != "reference"), *ON_HOST, *GPU_BACKENDS)
 EVERY_BACKEND = ("reference", *COMPILED)
@@ -83,10 +81,6 @@ def _everywhere(name: str) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
         function = getattr(functional, name)
         backend = options.get("backend")
-        if backend in ON_HOST:
-            cuda_on_host.load()
-            with mock.patch.object(functional, "_overload", return_value=cuda_on_host.OVERLOAD):
-                return function(*arguments, **options | {"backend": None})
         if backend in GPU_BACKENDS:
             return _on_gpu(function, signature.bind(*arguments, **options).arguments)
         return function(*arguments, **options)
@@ -97,6 +91,18 @@ def _everywhere(name: str) -> Callable[..., Any]:
 # For tests: also with unpacked arguments, which no overload matches.
 lif = _everywhere("lif")
 norm_lif = _everywhere("norm_lif")
+
+
+def through(layer: torch.nn.Module, x: Tensor) -> Any:
+    """What the layer gives for an ``x`` on the CPU, for every backend."""
+    if layer.backend not in GPU_BACKENDS:
+        return layer(x)
+
+    def call(x: Tensor, **parameters: Tensor) -> Any:
+        return torch.func.functional_call(layer, parameters, (x,))
+
+    return _on_gpu(call, {"x": x} | dict(layer.named_parameters()))
+
 
 # With a derivative at a point, that is, all but Rate; narrow and wide, and of another height.
 POINTWISE: tuple[Surrogate, ...] = (

@@ -30,6 +30,7 @@ from python_tests.helpers import (
     lif,
     random,
     state_like,
+    through,
 )
 from snnkern import functional, reference
 from snnkern.functional import Backend, Charge, Reset, SpikeFormat, Synapse
@@ -1572,7 +1573,7 @@ def test_a_layer_is_the_function_with_learnt_parameters(
     assert list(layer.state_dict()) == names
     assert [name for name, _ in layer.named_parameters()] == names
     leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
-    outputs, expected = layer(x), lif(x, **leaves, **options)
+    outputs, expected = through(layer, x), lif(x, **leaves, **options)
     assert len(outputs) == len(expected) == 2 + (synapse != "none")
     for actual, wanted in zip(outputs, expected, strict=True):
         assert_same_bits(actual.detach(), wanted.detach())
@@ -1667,7 +1668,7 @@ def test_a_layer_says_which_neuron_it_is() -> None:
 def test_a_layer_gives_packed_spikes(backend: Backend) -> None:
     x = random(3, 2, 5)
     for form in PACKED:
-        packed = LIF(0.5, spike_format=form, backend=backend)(x)
+        packed = through(LIF(0.5, spike_format=form, backend=backend), x)
         assert torch.equal(packed, lif(x, 0.5, spike_format=form, backend=backend))
 
 
