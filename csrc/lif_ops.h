@@ -5,8 +5,7 @@
 // A Device is made for the tensor that an op is called with and runs the kernels:
 //   forward(p), backward(p, table)     one pass; `table`: surrogates of single samples
 //   moments(shape, x, centre, sum, square), norm_backward(shape, x, mean, ..., g)
-//   sums_of(parameter, neurons)        how many numbers the passes above leave for a parameter, and
-//   reduce(sums, parameter, neurons, grad)   what makes the parameter's gradient of them
+//   reduce(sums, parameter, neurons, grad)   from the neurons' sums to a parameter's gradient
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -224,7 +223,7 @@ class Sums {
        const Tensor& x)
       : device_(device), parameter_(parameter), neurons_(layout.numel()) {
     if (wanted) {
-      sums_ = empty_strided({device.sums_of(parameter, neurons_)}, {1}, state_type_of(x), x);
+      sums_ = layout.empty_step(state_type_of(x), x);
     }
   }
 

@@ -77,11 +77,6 @@ struct Cpu {
   }
 
   template <class F>
-  int64_t sums_of(const Parameter<F>&, int64_t neurons) const {
-    return neurons;
-  }
-
-  template <class F>
   void reduce(const F* sums, const Parameter<F>& parameter, int64_t neurons, F* grad) const {
     reduce_to_parameter(sums, neurons, parameter.count, parameter.repeat, grad);
   }

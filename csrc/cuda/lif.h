@@ -35,13 +35,12 @@ struct Segments {
 // GPU, or null: p.surrogates has the one for all.
 using SurrogateTable = const double*;
 
-// `workspace` has room for Segments::workspace numbers. The sums for parameters are written for
-// groups of neurons, see sums_of.
+// `workspace` has room for Segments::workspace numbers.
 template <class F>
 cudaError_t lif_backward(const LifBackward<F>& p, SurrogateTable table, F* workspace,
                          cudaStream_t stream);
 
-// See cpu/lif.h; the sums are for groups of neurons.
+// See cpu/lif.h.
 template <class F>
 cudaError_t moments(const LifShape& shape, const void* x, const Parameter<F>& centre, F* sum,
                     F* square, cudaStream_t stream);
@@ -50,22 +49,8 @@ cudaError_t norm_backward(const LifShape& shape, const void* x, const Parameter<
                           const Parameter<F>& from_g, const Parameter<F>& from_x,
                           const Parameter<F>& constant, void* g, cudaStream_t stream);
 
-// Neighbouring neurons leave one sum together where all groups of so many share a parameter value.
-inline constexpr int kGroup = 2;
-
-template <class F>
-SNN_HD int group_of(const Parameter<F>& parameter) {
-  return parameter.count == 1 || parameter.repeat % kGroup == 0 ? kGroup : 1;
-}
-
-template <class F>
-std::int64_t sums_of(const Parameter<F>& parameter, std::int64_t neurons) {
-  const std::int64_t group = group_of(parameter);
-  return (neurons + group - 1) / group;
-}
-
-// Adds up the sums of the groups that share a parameter value, in float64 and always in the same
-// order; `grad` is [parameter.count].
+// Adds up the sums of the neurons that share a parameter value, in float64 and always in the same
+// order; `grad` is [parameter.count]. The workspace has room for reduce_workspace numbers.
 template <class F>
 std::int64_t reduce_workspace(const Parameter<F>& parameter, std::int64_t neurons);
 template <class F>

@@ -8,7 +8,9 @@ namespace snnkern::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kMostNeurons = 4;  // of a thread
+// Of a thread: with known options, and with any.
+constexpr int kMostNeurons = 4;
+constexpr int kFewNeurons = 2;
 // Every GPU has this much for a block without being asked.
 constexpr std::int64_t kSharedMemory = 48 * 1024;
 // Longer ones leave too few threads on the chip to keep the memory busy.
@@ -230,11 +232,11 @@ SNN_HD void finish(const LifBackward<F>& p, const Place<kCount>& place,
   place.store_state(g.c, p.grad_current_init);
   if constexpr (!kSums) return;
   if (p.sum_over_time) store_gradient<kDtype>(g.held, place, p.grad_x, 0);
-  place.store_sums(g.decay, p.dynamics.decay, p.neuron_grad_decay);
-  place.store_sums(g.threshold, p.dynamics.threshold, p.neuron_grad_threshold);
-  place.store_sums(g.synapse, p.dynamics.synapse_decay, p.neuron_grad_synapse);
-  place.store_sums(g.sum, p.affine.scale, p.norm.neuron_sum);
-  place.store_sums(g.dot, p.affine.scale, p.norm.neuron_dot);
+  place.store_state(g.decay, p.neuron_grad_decay);
+  place.store_state(g.threshold, p.neuron_grad_threshold);
+  place.store_state(g.synapse, p.neuron_grad_synapse);
+  place.store_state(g.sum, p.norm.neuron_sum);
+  place.store_state(g.dot, p.norm.neuron_dot);
 }
 
 template <Dtype kDtype, class Neurons, bool kSums, class F>
@@ -470,9 +472,9 @@ cudaError_t run(const Arguments<F>& a, cudaStream_t stream) {
       return error;
     }
   }
-  using Neurons = Any<F, kGroup>;
+  using Neurons = Any<F, kFewNeurons>;
   if (rate) {
-    const std::int64_t threads = (a.p.shape.neurons + kGroup - 1) / kGroup;
+    const std::int64_t threads = (a.p.shape.neurons + kFewNeurons - 1) / kFewNeurons;
     return launch(rate_kernel<kDtype, Neurons, F>, threads, kThreads, 0, stream, a);
   }
   return run<kDtype, Neurons, true>(a, stream);

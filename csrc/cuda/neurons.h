@@ -127,18 +127,6 @@ struct Place {
       }
     }
   }
-
-  // A sum for each group of neurons that share a value of the parameter, see sums_of.
-  template <class F>
-  SNN_HD void store_sums(const F (&sums)[kCount], const Parameter<F>& parameter, F* out) const {
-    if (!out) return;
-    if (group_of(parameter) == 1) return store_state(sums, out);
-    for (int i = 0; i < kCount; i += kGroup) {
-      F total = sums[i];
-      for (int j = 1; j < kGroup; ++j) total += i + j < present ? sums[i + j] : F(0);
-      if (i < present) out[(first + i) / kGroup] = total;
-    }
-  }
 };
 
 // Up to kBlock steps of a tensor, on their way from memory.

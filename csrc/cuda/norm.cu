@@ -31,8 +31,8 @@ SNN_HD void moments_of(const LifShape& shape, const void* x, const Parameter<F>&
       }
     }
   }
-  place.store_sums(sums, centre, sum);
-  place.store_sums(squares, centre, square);
+  place.store_state(sums, sum);
+  place.store_state(squares, square);
 }
 
 template <class F>

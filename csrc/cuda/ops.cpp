@@ -55,11 +55,6 @@ class Cuda {
   }
 
   template <class F>
-  int64_t sums_of(const Parameter<F>& parameter, int64_t neurons) const {
-    return cuda::sums_of(parameter, neurons);
-  }
-
-  template <class F>
   void reduce(const F* sums, const Parameter<F>& parameter, int64_t neurons, F* grad) const {
     const Tensor partial = workspace<double>(reduce_workspace(parameter, neurons));
     check(cuda::reduce(sums, parameter, neurons, static_cast<double*>(partial.mutable_data_ptr()),

@@ -52,10 +52,8 @@ struct Rest {
 
   template <class F>
   static Rest of(const Parameter<F>& parameter, std::int64_t neurons) {
-    const std::int64_t groups = sums_of(parameter, neurons);
-    if (parameter.count == 1) return {1, 1, groups};
-    const std::int64_t repeat = parameter.repeat / group_of(parameter);
-    return {groups / (parameter.count * repeat), parameter.count, repeat};
+    if (parameter.count == 1) return {1, 1, neurons};
+    return {neurons / (parameter.count * parameter.repeat), parameter.count, parameter.repeat};
   }
 
   // The next pass; what it leaves.
