@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
+from snnkern.functional import unpack_spikes
 from snnkern.nn.neuron import LIF
 
 
@@ -14,7 +16,7 @@ from snnkern.nn.neuron import LIF
 def watch_spikes(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Within the block ``see(name, spikes)`` is called for every layer of neurons that spikes.
 
-    A layer that acts as a ReLU does not.
+    A layer that acts as a ReLU does not. Packed spikes are seen unpacked.
 
     ``spikes`` is ``[T, N, ...]``, detached; ``name`` is the layer's name in ``model``.
     """
@@ -26,6 +28,8 @@ def watch_spikes(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterat
                 return
             spikes = output[0] if isinstance(output, tuple) else output
             assert isinstance(spikes, Tensor)
+            if module.spike_format == "bits":
+                spikes = unpack_spikes(spikes, inputs[0], torch.uint8)
             see(name, spikes.detach())
 
         return hook
