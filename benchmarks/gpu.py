@@ -190,46 +190,38 @@ def kernels(copy: float) -> Iterator[Time]:
 
 
 def contenders() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Layers with a hard reset, detached, and the ATan surrogate."""
-    from benchmarks.baselines import compiled_lif_loop
+    """Layers of the neuron of benchmarks/baselines.py."""
+    from benchmarks import baselines
     from snnkern import functional
-    from snnkern.surrogate import ATan
 
-    def ours(backend: Any) -> Callable[[Tensor], Tensor]:
-        lif: Any = functional.lif
-        options = {"surrogate": ATan(), "detach_reset": True, "backend": backend}
-        return lambda x: lif(x, 0.5, 1.0, **options)
-
+    lif: Any = functional.lif
     layers: dict[str, Callable[[Tensor], Tensor]] = {
-        backend: ours(backend)
+        backend: partial(lif, **baselines.OPTIONS, backend=backend)
         for backend in ("cuda", "triton")
         if not functional.why_not(backend, torch.device("cuda"))
     }
-    layers["torch.compile"] = lambda x: compiled_lif_loop(x, 0.5, 1.0)
-    if find_spec("spikingjelly"):
+    layers |= {"torch.compile": baselines.compiled_lif_loop} | baselines.spikingjelly_layers
+    if baselines.spikingjelly_layers:
         from spikingjelly.activation_based import functional as peer
-        from spikingjelly.activation_based import neuron
+        from spikingjelly.activation_based import neuron, surrogate
 
-        for backend in ("torch", "cupy", "triton"):
-            try:
-                node = neuron.LIFNode(
-                    tau=2.0,
-                    decay_input=False,
-                    v_reset=0.0,
-                    detach_reset=True,
-                    step_mode="m",
-                    backend=backend,
-                ).cuda()
-            except (ImportError, ValueError, NotImplementedError, AssertionError) as error:
-                print(f"SpikingJelly {backend} does not run: {error}")
-                continue
+        node = neuron.LIFNode(
+            tau=1 / (1 - baselines.LEAK),
+            decay_input=False,
+            v_threshold=baselines.THRESHOLD,
+            v_reset=0.0,
+            surrogate_function=surrogate.ATan(baselines.ALPHA),
+            detach_reset=True,
+            step_mode="m",
+            backend="triton",
+        )
 
-            def theirs(x: Tensor, node: Any = node) -> Tensor:
-                peer.reset_net(node)
-                spikes: Tensor = node(x)
-                return spikes
+        def triton(x: Tensor) -> Tensor:
+            spikes: Tensor = node(x)
+            peer.reset_net(node)
+            return spikes
 
-            layers[f"SpikingJelly {backend}"] = theirs
+        layers["SpikingJelly, Triton"] = triton
     return layers
 
 
