@@ -1693,3 +1693,40 @@ def test_straight_through_and_spike_time_of_neighbouring_samples_do_not_mix(
             )
             scale = float(alone[:, n].abs().max())
             assert_within(mixed[:, n], alone[:, n], 1e-6 * scale, f"{layout}, {one}")
+
+
+@EVERY_COMPILED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("timesteps", [64, 65, 150])
+def test_more_steps_than_a_gpu_keeps_at_hand(
+    compiled: Backend, dtype: torch.dtype, timesteps: int
+) -> None:
+    """Its backward pass goes through them in segments."""
+    unusual: dict[str, Any] = {
+        "charge": "decay_input",
+        "synapse": "jump",
+        "reset": "delayed_soft",
+        "delayed_spike": True,
+        "surrogate": SpikeTime(1.0, 0.5),
+    }
+    x = (random(timesteps, 2, 3, 7, seed=3) + 0.5).to(dtype)
+    for options in ({"reset": "soft"}, {"reset": "hard", "v_reset": -0.25}, unusual):
+        decay = "tau" if options is unusual else "leak"
+        leaves = {
+            "x": x.clone().requires_grad_(),
+            decay: state_like(x, torch.tensor(2.0 if options is unusual else 0.5)).requires_grad_(),
+            "v_init": state_like(x, random(2, 3, 7, seed=4)).requires_grad_(),
+        }
+        if options is unusual:
+            leaves["synapse_decay"] = state_like(x, torch.tensor(0.5)).requires_grad_()
+        results = []
+        for backend in (compiled, "reference"):
+            outputs = lif(**leaves, **options, return_state=True, backend=backend)
+            weights = [random(*out.shape, seed=5).to(out.dtype) for out in outputs]
+            results.append((outputs, torch.autograd.grad(outputs, list(leaves.values()), weights)))
+        (outputs, grads), (expected, targets) = results
+        for actual, wanted in zip(outputs, expected, strict=True):
+            assert_same_bits(actual.detach(), wanted.detach())
+        for name, actual, wanted in zip(leaves, grads, targets, strict=True):
+            kind = torch.finfo(dtype if name == "x" else actual.dtype)
+            assert_within(actual, wanted, 64 * kind.eps * float(wanted.abs().max()), name)
