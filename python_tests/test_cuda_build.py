@@ -19,7 +19,8 @@ import setup
 from python_tests import cuda_on_host
 
 ARCHS = (80, 90, 100)
-MOST_REGISTERS = 168  # so that three blocks of 128 threads share a multiprocessor
+# So that blocks of 128 threads share a multiprocessor, three of them or two.
+MOST_REGISTERS = {80: 168, 90: 168, 100: 192}
 
 
 class Kernel(NamedTuple):
@@ -97,7 +98,7 @@ def test_nothing_is_spilled_by_the_usual_neurons(compiled: Compiled) -> None:
     for kernel in compiled.kernels:
         if kernel.usual:
             assert (kernel.stack, kernel.spilled) == (0, 0), kernel
-            assert kernel.registers <= MOST_REGISTERS, kernel
+            assert kernel.registers <= MOST_REGISTERS[kernel.arch], kernel
 
 
 def disassembler() -> Path:
