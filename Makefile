@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Not for demo and build: a newcomer's compiler may warn of what ours do not.
 test lint cmake: export SNNKERN_WERROR := 1
 
-.PHONY: help demo test lint format bench build cmake clean
+.PHONY: help demo test lint format bench gpu build cmake clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -36,6 +36,10 @@ format: build  ## format all sources
 
 bench: build  ## run the benchmarks
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+
+# With the torch that is there and no network; WHEELS=dir has packages to compare with.
+gpu:  ## on a machine with a GPU: build, test, sanitize and measure the CUDA kernels
+	$(PYTHON) -m benchmarks.gpu
 
 build: $(VENV)/.built  ## set up .venv and compile the kernels, or what changed of them
 

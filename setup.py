@@ -40,7 +40,13 @@ HOST_FLAGS = (
     "-Wextra",
     "-Wno-unknown-pragmas",  # gcc's hints to its vectoriser are nothing to clang
 )
-NVCC_FLAGS = ("-std=c++20", "-fmad=false", "--threads=2", f"-Xcompiler={','.join(HOST_FLAGS)}")
+NVCC_FLAGS = (
+    "-std=c++20",
+    "-fmad=false",
+    "--expt-relaxed-constexpr",
+    "--threads=2",
+    f"-Xcompiler={','.join(HOST_FLAGS)}",
+)
 
 
 class Plan(NamedTuple):

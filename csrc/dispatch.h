@@ -16,26 +16,30 @@ template <auto kValue>
 using Constant = std::integral_constant<decltype(kValue), kValue>;
 
 // Calls f with the enumerator `value` as a constant; `kLast` is the last of the enumeration.
+#pragma nv_exec_check_disable  // f is code of the host or of the device, as its caller is
 template <auto kLast, auto kAt = decltype(kLast)(0), class Call>
-void with_enum(decltype(kLast) value, Call&& f) {
+SNN_HD void with_enum(decltype(kLast) value, Call&& f) {
   if (value == kAt) return f(Constant<kAt>{});
   if constexpr (kAt != kLast) {
     with_enum<kLast, decltype(kLast)(static_cast<int>(kAt) + 1)>(value, f);
   }
 }
 
+#pragma nv_exec_check_disable
 template <class Call>
-void with_reset(Reset reset, Call&& f) {
+SNN_HD void with_reset(Reset reset, Call&& f) {
   with_enum<Reset::kNone>(reset, f);
 }
 
+#pragma nv_exec_check_disable
 template <class Call>
-void with_charge(Charge charge, Call&& f) {
+SNN_HD void with_charge(Charge charge, Call&& f) {
   with_enum<Charge::kDecay>(charge, f);
 }
 
+#pragma nv_exec_check_disable
 template <class Call>
-void with_synapse(Synapse synapse, Call&& f) {
+SNN_HD void with_synapse(Synapse synapse, Call&& f) {
   with_enum<Synapse::kJump>(synapse, f);
 }
 

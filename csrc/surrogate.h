@@ -29,11 +29,9 @@ inline constexpr const char* kSurrogateNames[] = {
     "fast_sigmoid", "erf",       "straight_through", "spike_time", "rate"};
 
 // exp(x) for x <= 0 by range reduction and a polynomial: libm's expf is a call that keeps loops
-// from being vectorised. Within 2 ulp of expf; below -87.3, where floats become subnormal, it is 0.
+// from being vectorised, and differs from that of CUDA. Within 2 ulp of expf; below -87.3, where
+// floats become subnormal, it is 0.
 SNN_HD float exp_nonpositive(float x) {
-#if defined(__CUDA_ARCH__)
-  return x < -87.3f ? 0.0f : expf(x);
-#else
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
@@ -49,7 +47,6 @@ SNN_HD float exp_nonpositive(float x) {
   const float scale =
       std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) << 23) + 0x3f800000u);
   return x < -87.3f ? 0.0f : p * scale;
-#endif
 }
 
 SNN_HD double exp_nonpositive(double x) { return exp(x); }
@@ -125,8 +122,9 @@ struct StraightThrough {
 };
 
 // Calls `f` with the derivative that `kind` names; false where there is none of that kind.
+#pragma nv_exec_check_disable  // f is code of the host or of the device, as its caller is
 template <class F, class Call>
-bool with_surrogate(Surrogate kind, const double* args, Call&& f) {
+SNN_HD bool with_surrogate(Surrogate kind, const double* args, Call&& f) {
   switch (kind) {
     case Surrogate::kTriangle:
       return f(Triangle<F>{F(args[0]), F(args[1])}), true;

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 import torch
+from torch import Tensor
 
-from python_tests.helpers import RUNNABLE
+from python_tests import cuda_on_host
+from python_tests.helpers import EVERY_BACKEND, GPU_BACKENDS, ON_HOST
+from snnkern import functional
 
 # The same examples every time: what is compared, and how much of it, is part of the contract.
 hypothesis.settings.register_profile(
@@ -20,6 +23,22 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cuda_on_host() -> Iterator[None]:
+    """backend="cuda_on_host": the CUDA kernels for tensors on the CPU."""
+    overload = functional._overload
+
+    def with_cuda_on_host(backend: str | None, x: Tensor) -> str:
+        if backend not in ON_HOST:
+            return overload(backend, x)
+        cuda_on_host.load()
+        return cuda_on_host.OVERLOAD
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "_overload", with_cuda_on_host)
+        yield
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -28,9 +47,14 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=RUNNABLE)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.gpu] if name in GPU_BACKENDS else [])
+        for name in EVERY_BACKEND
+    ]
+)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend that runs on the CPU of this machine."""
+    """Every backend that runs on this machine; python_tests.helpers.lif takes them all."""
     return str(request.param)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -26,13 +27,82 @@ from snnkern.surrogate import (
     Triangle,
 )
 
-# For calls with unpacked arguments, which no overload matches.
-lif: Callable[..., Any] = functional.lif
-
 RESETS: tuple[functional.Reset, ...] = ("hard", "soft", "delayed_soft", "none")
 BACKENDS: tuple[functional.Backend, ...] = ("reference", "cpu", "triton")
 RUNNABLE = tuple(name for name in BACKENDS if not functional.why_not(name, torch.device("cpu")))
-COMPILED = tuple(name for name in RUNNABLE if name != "reference")
+# Backends of the GPU, which `lif` and `norm_lif` below bring the tensors to and back from.
+GPU_BACKENDS = tuple(
+    name
+    for name in ("cuda", "triton")
+    if torch.cuda.is_available() and not functional.why_not(name, torch.device("cuda"))
+)
+# Where there is no GPU, the CUDA kernels are run on the host, see conftest.
+ON_HOST = () if GPU_BACKENDS else ("cuda_on_host",)
+COMPILED = (*(name for name in RUNNABLE if name != "reference"), *ON_HOST, *GPU_BACKENDS)
+EVERY_BACKEND = ("reference", *COMPILED)
+
+
+def _copy_to(t: Tensor, device: torch.device) -> Tensor:
+    """A copy of ``t`` that lies in memory like it, whatever its strides."""
+    elements = t.untyped_storage().nbytes() // t.element_size()
+    storage = t.detach().as_strided((elements,), (1,), 0).to(device)
+    return storage.as_strided(t.shape, t.stride(), t.storage_offset())
+
+
+class _Moved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, device: torch.device) -> Tensor:
+        ctx.home = t.device
+        return _copy_to(t, device)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _copy_to(grads[0], ctx.home), None
+
+
+def _on_gpu(call: Callable[..., Any], values: dict[str, Any]) -> Any:
+    """The call with its tensors on the GPU, and its results brought back."""
+    gpu = torch.device("cuda")
+    moved = {n: _Moved.apply(t, gpu) for n, t in values.items() if isinstance(t, Tensor)}
+    versions = {name: t._version for name, t in moved.items()}
+    outputs = call(**values | moved)
+    for name, t in moved.items():  # running statistics change in place
+        if t._version != versions[name]:
+            values[name].copy_(t)
+    if isinstance(outputs, Tensor):
+        return _Moved.apply(outputs, torch.device("cpu"))
+    return tuple(_Moved.apply(t, torch.device("cpu")) for t in outputs)
+
+
+def _everywhere(name: str) -> Callable[..., Any]:
+    """A function of snnkern.functional that takes tensors on the CPU for every backend."""
+    signature = inspect.signature(getattr(functional, name))
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        function = getattr(functional, name)
+        backend = options.get("backend")
+        if backend in GPU_BACKENDS:
+            return _on_gpu(function, signature.bind(*arguments, **options).arguments)
+        return function(*arguments, **options)
+
+    return call
+
+
+# For tests: also with unpacked arguments, which no overload matches.
+lif = _everywhere("lif")
+norm_lif = _everywhere("norm_lif")
+
+
+def through(layer: torch.nn.Module, x: Tensor) -> Any:
+    """What the layer gives for an ``x`` on the CPU, for every backend."""
+    if layer.backend not in GPU_BACKENDS:
+        return layer(x)
+
+    def call(x: Tensor, **parameters: Tensor) -> Any:
+        return torch.func.functional_call(layer, parameters, (x,))
+
+    return _on_gpu(call, {"x": x} | dict(layer.named_parameters()))
+
 
 # With a derivative at a point, that is, all but Rate; narrow and wide, and of another height.
 POINTWISE: tuple[Surrogate, ...] = (

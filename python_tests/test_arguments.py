@@ -249,7 +249,7 @@ def test_what_is_on_the_edge_is_taken(backend: Backend, dtype: torch.dtype) -> N
         {"v_reset": -5},
     ]
     for options in good:
-        spikes = functional.lif(x, **options, backend=backend)
+        spikes = lif(x, **options, backend=backend)
         assert (spikes.shape, spikes.dtype) == (x.shape, dtype)
         assert ((spikes == 0) | (spikes == 1)).all()
 
@@ -257,9 +257,7 @@ def test_what_is_on_the_edge_is_taken(backend: Backend, dtype: torch.dtype) -> N
 def test_a_float64_layer_takes_float64_parameters(backend: Backend) -> None:
     x = torch.ones(3, 2, 4, dtype=torch.float64)
     value = torch.tensor(0.1, dtype=torch.float64)
-    spikes, state = functional.lif(
-        x, value, 1e300, v_init=1e200, return_state=True, backend=backend
-    )
+    spikes, state = lif(x, value, 1e300, v_init=1e200, return_state=True, backend=backend)
     assert not spikes.any()
     assert state.dtype == torch.float64
     assert state[0, 0].item() == pytest.approx(1e197)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from python_tests.helpers import assert_within, golden
-from snnkern import functional, surrogate
+from python_tests.helpers import assert_within, golden, lif
+from snnkern import surrogate
 from snnkern.functional import Backend
 from snnkern.surrogate import Surrogate
 
@@ -64,7 +64,7 @@ def run(
     parameters = [
         torch.tensor(value, dtype=dtype, requires_grad=True) for value in (leak, threshold)
     ]
-    spikes = functional.lif(x, *parameters, **options)
+    spikes = lif(x, *parameters, **options)
     gout = tensor(data[f"gout{row}"], dtype) if f"gout{row}" in data else torch.ones_like(x)
     gx, g_leak, g_threshold = torch.autograd.grad(spikes, (x, *parameters), gout, allow_unused=True)
     assert gx is not None
@@ -165,7 +165,7 @@ def test_robustconv_surrogates_in_the_kernel(
     exact = (z + 1) - 1 == z
     assert exact.sum() > 200
     x = (z + 1).reshape(1, 1, -1).requires_grad_()
-    spikes = functional.lif(x, surrogate=surrogate_named(name), backend=backend)
+    spikes = lif(x, surrogate=surrogate_named(name), backend=backend)
     (gx,) = torch.autograd.grad(spikes.sum(), x)
     assert_spikes(spikes.flatten()[exact], data["s"][exact.numpy()])
     assert_golden(gx.flatten()[exact], data[f"ds_{name}"][exact.numpy()], "ds/dz")

@@ -59,7 +59,14 @@ def test_one_backend_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_it_was_built_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_load, "build_info", {"compiler": "a compiler 1.2", "torch": "9.9"})
+    built = {"compiler": "a compiler 1.2", "torch": "9.9", "cuda_archs": ""}
+    built["cuda_absent"] = "no toolkit"
+    monkeypatch.setattr(_load, "build_info", built)
     assert lines()["built"] == "with a compiler 1.2 for torch 9.9"
-    monkeypatch.setattr(_load, "build_info", {})
+    assert lines()["cuda"] == "no: snnkern was compiled without CUDA kernels: no toolkit"
+    built |= {"cuda_archs": "9.0", "cuda_absent": ""}
+    assert lines()["built"].endswith("torch 9.9, GPUs 9.0")
+    if not torch.cuda.is_available():
+        assert lines()["cuda"] == "no: torch finds no GPU"
+    monkeypatch.setattr(_load, "build_info", None)
     assert "built" not in lines()

@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from python_tests.helpers import LAYOUTS, RUNNABLE, assert_same_bits, laid_out, random, raw_neuron
-from snnkern import functional
+from python_tests.helpers import (
+    LAYOUTS,
+    RUNNABLE,
+    assert_same_bits,
+    laid_out,
+    lif,
+    random,
+    raw_neuron,
+)
 from snnkern._layout import empty_step, empty_steps, step_strides
 from snnkern.functional import Backend
 
@@ -116,13 +123,13 @@ def test_dense_layouts_are_read_in_place(layout: str) -> None:
         pytest.skip("no compiled kernels")
     x = laid_out(random(16, 2, 3, 4, 5), layout).requires_grad_()
     for gradient in (False, True):
-        spikes = functional.lif(x, backend="cpu")
+        spikes = lif(x, backend="cpu")
         gs = torch.ones_like(spikes)
         with torch.profiler.profile(record_shapes=True) as profile:
             if gradient:
                 torch.autograd.grad(spikes, x, gs)
             else:
-                functional.lif(x, backend="cpu")
+                lif(x, backend="cpu")
         events = profile.events() or ()
         assert any(
             e.name == f"snnkern::lif_{'backward' if gradient else 'forward'}" for e in events
@@ -138,9 +145,7 @@ def test_results_do_not_depend_on_the_layout(backend: Backend, layout: str) -> N
     x = laid_out(random(5, 3, 4, 6, 7), layout)
     leak = torch.tensor([0.0, 0.5, 0.75, 1.0])
     v_init = random(3, 4, 6, 7, seed=1)
-    spikes, state = functional.lif(x, leak, v_init=v_init, return_state=True, backend=backend)
-    plain = functional.lif(
-        x.contiguous(), leak, v_init=v_init, return_state=True, backend="reference"
-    )
+    spikes, state = lif(x, leak, v_init=v_init, return_state=True, backend=backend)
+    plain = lif(x.contiguous(), leak, v_init=v_init, return_state=True, backend="reference")
     assert_same_bits(spikes, plain[0], "spikes")
     assert_same_bits(state, plain[1], "state")

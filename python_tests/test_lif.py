@@ -192,11 +192,11 @@ def test_spikes_and_states_are_those_of_the_reference(
     def compare(case: Case) -> None:
         nonlocal compared, spikes_seen
         x, options = arguments(case, dtype)
-        spikes, state = functional.lif(x, **options, return_state=True, backend=compiled)
-        expected = functional.lif(x, **options, return_state=True, backend="reference")
+        spikes, state = lif(x, **options, return_state=True, backend=compiled)
+        expected = lif(x, **options, return_state=True, backend="reference")
         assert_same_bits(spikes, expected[0], "spikes")
         assert_same_bits(state, expected[1], "state")
-        alone = functional.lif(x, **options, backend=compiled)
+        alone = lif(x, **options, backend=compiled)
         assert_same_bits(alone, spikes, "spikes without a state")
         compared += case.neuron_steps
         spikes_seen += int(spikes.sum(dtype=torch.float64))
@@ -286,7 +286,7 @@ def differentiable(drawn: BackwardCase, dtype: torch.dtype) -> Differentiable:
 
 
 def gradients(call: Differentiable, backend: Backend) -> dict[str, Tensor]:
-    outputs = functional.lif(call.x, **call.options, backend=backend)
+    outputs = lif(call.x, **call.options, backend=backend)
     used = [
         (out, g)
         for out, g in zip(outputs, (call.grad_spikes, call.grad_state), strict=True)
@@ -473,11 +473,11 @@ def test_half_types_are_read_and_rounded_like_torch_does(
 ) -> None:
     """All 65536 bit patterns: subnormal, infinite and NaN ones, and results halfway between two."""
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).reshape(1, 1, -1)
-    _, state = functional.lif(every, reset="none", return_state=True, backend=backend)
+    _, state = lif(every, reset="none", return_state=True, backend=backend)
     assert_same_bits(state, every[0].float() + 0.0, "read")
     for scale in (0.7, 1.0 + 2.0**-8, 1.0 + 2.0**-11, 0.5, 2.0**-9):
         x = torch.zeros_like(every, requires_grad=True)
-        spikes = functional.lif(x, surrogate=Rectangle(4.0, scale), reset="none", backend=backend)
+        spikes = lif(x, surrogate=Rectangle(4.0, scale), reset="none", backend=backend)
         (gx,) = torch.autograd.grad(spikes, x, every)
         assert_same_bits(gx, (every.float() * scale + 0.0).to(dtype), f"rounded, {scale=}")
 
@@ -508,7 +508,7 @@ def test_parameter_gradients_are_summed_in_more_than_float32(
         x.view(-1)[i] = 1.0  # ds/dz is 1
         weights.view(-1)[i] = sign * 2.0**30
     threshold = torch.ones(() if shared else (1,), requires_grad=True)
-    spikes = functional.lif(x, 1.0, threshold, surrogate=Triangle(1.0), backend=backend)
+    spikes = lif(x, 1.0, threshold, surrogate=Triangle(1.0), backend=backend)
     (grad,) = torch.autograd.grad(spikes, threshold, weights)
     assert grad.item() == -0.5 * (x.numel() - 2)
 
@@ -525,7 +525,7 @@ def test_one_bad_current_touches_one_neuron(
     def outcome(x: Tensor) -> dict[str, Tensor]:
         leaf = x.clone().requires_grad_()
         v_init = torch.zeros(x.shape[1:], requires_grad=True)
-        spikes, state = functional.lif(
+        spikes, state = lif(
             leaf, 0.75, 0.5, reset=reset, v_init=v_init, return_state=True, backend=backend
         )
         loss = (spikes * random(*x.shape, seed=3)).sum() + state[state.isfinite()].sum()
@@ -555,8 +555,8 @@ def test_one_bad_current_touches_one_neuron(
 def test_a_hard_reset_brings_an_infinite_neuron_back(backend: Backend) -> None:
     x = random(9, 4, 70, seed=4)
     x[3] = float("inf")
-    after, state = functional.lif(x, 0.9, 0.75, v_reset=-0.25, return_state=True, backend=backend)
-    fresh, expected = functional.lif(
+    after, state = lif(x, 0.9, 0.75, v_reset=-0.25, return_state=True, backend=backend)
+    fresh, expected = lif(
         x[4:], 0.9, 0.75, v_reset=-0.25, v_init=-0.25, return_state=True, backend=backend
     )
     assert after[3].all()
@@ -593,14 +593,12 @@ def test_a_state_carries_a_sequence_over(backend: Backend) -> None:
     """Cutting time anywhere and handing the state on changes nothing."""
     x = random(11, 3, 5, 33, seed=8)
     for reset in RESETS:
-        whole, end = functional.lif(
-            x, 0.8, 0.6, reset=reset, v_init=0.5, return_state=True, backend=backend
-        )
+        whole, end = lif(x, 0.8, 0.6, reset=reset, v_init=0.5, return_state=True, backend=backend)
         for cut in (1, 4, 6, 8, 10):
-            head, state = functional.lif(
+            head, state = lif(
                 x[:cut], 0.8, 0.6, reset=reset, v_init=0.5, return_state=True, backend=backend
             )
-            tail, last = functional.lif(
+            tail, last = lif(
                 x[cut:], 0.8, 0.6, reset=reset, v_init=state, return_state=True, backend=backend
             )
             assert_same_bits(torch.cat([head, tail]), whole, "spikes")

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from python_tests.helpers import (
     COMPILED,
+    EVERY_BACKEND,
     LAYOUTS,
     POINTWISE,
     RESETS,
-    RUNNABLE,
     assert_same_bits,
     assert_within,
     golden,
@@ -30,6 +30,7 @@ from python_tests.helpers import (
     lif,
     random,
     state_like,
+    through,
 )
 from snnkern import functional, reference
 from snnkern.functional import Backend, Charge, Reset, SpikeFormat, Synapse
@@ -250,7 +251,7 @@ def call_of(case: Case, dtype: torch.dtype) -> Call:
 
 def outcome(call: Call, backend: Backend | None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Spikes and states; and gradients."""
-    outputs = functional.lif(call.x, **call.options, return_state=True, backend=backend)
+    outputs = lif(call.x, **call.options, return_state=True, backend=backend)
     used = [(out, g) for out, g in zip(outputs, call.grads, strict=True) if g is not None]
     grads = torch.autograd.grad(
         [out for out, _ in used],
@@ -458,7 +459,7 @@ def test_every_combination_of_options_is_that_of_the_reference(
             assert actual.stride() == wanted.stride(), name
         assert len(outputs) == len(expected) == len(call.grads)
         spikes = outputs[0].detach()
-        alone = functional.lif(call.x, **call.options, backend=compiled).detach()
+        alone = lif(call.x, **call.options, backend=compiled).detach()
         assert_same_bits(alone, spikes, "spikes without a state")
         assert_packed(call, spikes, compiled)
         assert_gradients(call, grads, target)
@@ -638,7 +639,7 @@ def test_gradients_are_those_of_the_equations(
         weights = [random(*out.shape, seed=place + 90, dtype=torch.float64) for out in expected]
         leaves = {"x": x} | parameters
         target = torch.autograd.grad(expected, list(leaves.values()), weights)
-        for backend in RUNNABLE:
+        for backend in EVERY_BACKEND:
             outputs = lif(
                 x[None] if held else x,
                 **parameters,
@@ -694,7 +695,7 @@ def test_cutting_time_does_not_change_the_gradient(
 def test_spike_time_counts_the_steps_since_the_last_spike(backend: Backend) -> None:
     """Worked out by hand: fires at steps 1 and 4, is silent before, and nothing else is counted."""
     x = torch.tensor([0.0, 2.0, 0.0, 0.0, 2.0, 0.0, 0.0]).reshape(-1, 1).requires_grad_()
-    spikes = functional.lif(x, 0.0, surrogate=SpikeTime(1.0, 0.5), backend=backend)
+    spikes = lif(x, 0.0, surrogate=SpikeTime(1.0, 0.5), backend=backend)
     (gx,) = torch.autograd.grad(spikes.sum(), x)
     assert spikes.flatten().tolist() == [0, 1, 0, 0, 1, 0, 0]
     steps = torch.tensor([math.inf, math.inf, 1, 2, 3, 1, 2])
@@ -1045,7 +1046,7 @@ def test_spike_time_of_the_authors(backend: Backend) -> None:
         x = torch.zeros(int(n.max()) + 1, 1, dtype=dtype)
         x[0] = 2.0
         x.requires_grad_()
-        spikes = functional.lif(x, 0.0, surrogate=surrogate, backend=backend)
+        spikes = lif(x, 0.0, surrogate=surrogate, backend=backend)
         (gx,) = torch.autograd.grad(spikes.sum(), x)
         assert spikes.flatten().nonzero().tolist() == [[0]]
         actual = gx.flatten()[n]
@@ -1069,7 +1070,7 @@ def test_linear_surrogate_of_the_authors(backend: Backend) -> None:
     assert exact.sum() > 60
     surrogate = Triangle(scale=0.3, normalized=True)
     x = (z + 1).view(1, 1, -1).requires_grad_()
-    spikes = functional.lif(x, strict=True, surrogate=surrogate, backend=backend)
+    spikes = lif(x, strict=True, surrogate=surrogate, backend=backend)
     (gx,) = torch.autograd.grad(spikes.sum(), x)
     assert torch.equal(spikes.flatten()[exact], torch.from_numpy(data["lin_s_f32"])[exact])
     assert_golden(gx.flatten()[exact], data["lin_ds_f32"][exact.numpy()], "ds/dz")
@@ -1079,7 +1080,7 @@ def late_neurons(
     data: dict[str, NDArray[Any]], surrogate: Surrogate, backend: Backend
 ) -> Callable[[Tensor, str], Tensor]:
     def fire(x: Tensor, place: str) -> Tensor:
-        spikes: Tensor = functional.lif(
+        spikes: Tensor = lif(
             x,
             float(data["leak"]),
             float(data[f"th.{place}"]),
@@ -1154,7 +1155,7 @@ def test_hire_network(backend: Backend, dtype: torch.dtype, mode: str) -> None:
     }
 
     def fire(x: Tensor, place: str) -> Tensor:
-        spikes: Tensor = functional.lif(
+        spikes: Tensor = lif(
             x,
             learnt[f"leak.l{place}"],
             learnt[f"threshold.t{place}"],
@@ -1218,7 +1219,7 @@ def test_a_held_current_is_the_repeated_one(
     weights = random(timesteps, 3, 4, 5, seed=2)
 
     every = step.expand(timesteps, *step.shape).clone().requires_grad_()
-    expected = functional.lif(every, **options)
+    expected = lif(every, **options)
     terms = torch.autograd.grad(expected, every, weights)[0].double()
 
     for as_number in (True, False):
@@ -1243,8 +1244,8 @@ def test_a_held_current_in_double_gets_the_exact_sum(backend: Backend) -> None:
     leaf = (random(3, 4, 5, dtype=torch.float64) + 0.25).requires_grad_()
     every = leaf.detach().expand(11, *leaf.shape).clone().requires_grad_()
     weights = random(11, 3, 4, 5, seed=2, dtype=torch.float64)
-    spikes = functional.lif(leaf[None], 0.75, 0.6, timesteps=11, backend=backend)
-    expected = functional.lif(every, 0.75, 0.6, backend=backend)
+    spikes = lif(leaf[None], 0.75, 0.6, timesteps=11, backend=backend)
+    expected = lif(every, 0.75, 0.6, backend=backend)
     (gx,) = torch.autograd.grad(spikes, leaf, weights)
     (target,) = torch.autograd.grad(expected, every, weights)
     assert_within(gx, target.sum(0), 1e-12 * max(1.0, float(target.abs().max())))
@@ -1259,7 +1260,7 @@ def expanded() -> tuple[Tensor, Tensor, Tensor]:
 def repeated_gradient(backend: Backend) -> Tensor:
     _, every, weights = expanded()
     every.requires_grad_()
-    spikes = functional.lif(every, 0.75, 0.6, backend=backend)
+    spikes = lif(every, 0.75, 0.6, backend=backend)
     return torch.autograd.grad(spikes, every, weights)[0]
 
 
@@ -1269,7 +1270,7 @@ def test_an_expanded_leaf_gets_a_gradient_for_every_step(backend: Backend, detac
     x = step.expand(4, 2, 3)
     x = (x.detach() if detached else x).requires_grad_()
     assert x.is_leaf
-    spikes = functional.lif(x, 0.75, 0.6, backend=backend)
+    spikes = lif(x, 0.75, 0.6, backend=backend)
     (gx,) = torch.autograd.grad(spikes, x, weights)
     assert_same_bits(gx, repeated_gradient(backend), "gx")
 
@@ -1277,7 +1278,7 @@ def test_an_expanded_leaf_gets_a_gradient_for_every_step(backend: Backend, detac
 def test_the_gradient_of_an_expanded_view_can_be_asked_for(backend: Backend) -> None:
     step, _, weights = expanded()
     x = step.requires_grad_().expand(4, 2, 3)
-    spikes = functional.lif(x, 0.75, 0.6, backend=backend)
+    spikes = lif(x, 0.75, 0.6, backend=backend)
     gx, g_step = torch.autograd.grad(spikes, (x, step), weights)
     expected = repeated_gradient(backend)
     assert_same_bits(gx, expected, "x")
@@ -1288,14 +1289,14 @@ def test_hooks_on_an_expanded_view_are_called(backend: Backend) -> None:
     step, _, weights = expanded()
     x = step.requires_grad_().expand(4, 2, 3)
     x.retain_grad()
-    functional.lif(x, 0.75, 0.6, backend=backend).backward(weights)
+    lif(x, 0.75, 0.6, backend=backend).backward(weights)
     assert x.grad is not None
     assert_same_bits(x.grad, repeated_gradient(backend), "x")
 
 
 def test_a_detached_expanded_view_stays_outside_the_graph(backend: Backend) -> None:
     x = expanded()[0].requires_grad_().expand(4, 2, 3).detach()
-    assert not functional.lif(x, 0.75, 0.6, backend=backend).requires_grad
+    assert not lif(x, 0.75, 0.6, backend=backend).requires_grad
 
 
 # Formats and delays of spikes.
@@ -1307,10 +1308,8 @@ def test_packed_spikes_unpack_in_the_order_of_memory(
     backend: Backend, layout: str, shape: tuple[int, ...]
 ) -> None:
     x = laid_out(random(*shape, seed=1) + 0.5, layout)
-    spikes = functional.lif(x, 0.75, 0.75, backend=backend)
-    as_bytes, bits = (
-        functional.lif(x, 0.75, 0.75, spike_format=form, backend=backend) for form in PACKED
-    )
+    spikes = lif(x, 0.75, 0.75, backend=backend)
+    as_bytes, bits = (lif(x, 0.75, 0.75, spike_format=form, backend=backend) for form in PACKED)
     neurons = spikes[0].numel()
     assert bits.shape == (shape[0], -(-neurons // 8))
     unpacked = np.unpackbits(bits.numpy(), axis=1, bitorder="little")
@@ -1329,11 +1328,11 @@ def test_packed_spikes_of_a_differentiable_current_are_refused(
     message = rf"^spike_format is '{form}' and x requires a gradient, expected 'input'"
     for current, timesteps in ((x, None), (x[:1], 3), (x[0].expand(5, 2, 4), None)):
         with pytest.raises(ValueError, match=message):
-            functional.lif(current, spike_format=form, timesteps=timesteps, backend=backend)
+            lif(current, spike_format=form, timesteps=timesteps, backend=backend)
     with torch.no_grad():
-        assert functional.lif(x, spike_format=form, backend=backend).any()
+        assert lif(x, spike_format=form, backend=backend).any()
     threshold = torch.tensor(0.5, requires_grad=True)
-    spikes, state = functional.lif(
+    spikes, state = lif(
         x.detach(),
         0.5,
         threshold,
@@ -1508,7 +1507,7 @@ BAD = list(bad_arguments())
 )
 def test_bad_option(entry: Bad) -> None:
     messages = set()
-    for backend in RUNNABLE:
+    for backend in EVERY_BACKEND:
         with pytest.raises(entry.error) as error:
             lif(**{"x": torch.ones(3, 2, 4, 5), "backend": backend} | entry.arguments)
         assert type(error.value) is entry.error
@@ -1577,7 +1576,7 @@ def test_a_layer_is_the_function_with_learnt_parameters(
     assert list(layer.state_dict()) == names
     assert [name for name, _ in layer.named_parameters()] == names
     leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
-    outputs, expected = layer(x), lif(x, **leaves, **options)
+    outputs, expected = through(layer, x), lif(x, **leaves, **options)
     assert len(outputs) == len(expected) == 2 + (synapse != "none")
     for actual, wanted in zip(outputs, expected, strict=True):
         assert_same_bits(actual.detach(), wanted.detach())
@@ -1672,7 +1671,7 @@ def test_a_layer_says_which_neuron_it_is() -> None:
 def test_a_layer_gives_packed_spikes(backend: Backend) -> None:
     x = random(3, 2, 5)
     for form in PACKED:
-        packed = LIF(0.5, spike_format=form, backend=backend)(x)
+        packed = through(LIF(0.5, spike_format=form, backend=backend), x)
         assert torch.equal(packed, lif(x, 0.5, spike_format=form, backend=backend))
 
 
@@ -1694,3 +1693,40 @@ def test_straight_through_and_spike_time_of_neighbouring_samples_do_not_mix(
             )
             scale = float(alone[:, n].abs().max())
             assert_within(mixed[:, n], alone[:, n], 1e-6 * scale, f"{layout}, {one}")
+
+
+@EVERY_COMPILED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("timesteps", [64, 65, 150])
+def test_more_steps_than_a_gpu_keeps_at_hand(
+    compiled: Backend, dtype: torch.dtype, timesteps: int
+) -> None:
+    """Its backward pass goes through them in segments."""
+    unusual: dict[str, Any] = {
+        "charge": "decay_input",
+        "synapse": "jump",
+        "reset": "delayed_soft",
+        "delayed_spike": True,
+        "surrogate": SpikeTime(1.0, 0.5),
+    }
+    x = (random(timesteps, 2, 3, 7, seed=3) + 0.5).to(dtype)
+    for options in ({"reset": "soft"}, {"reset": "hard", "v_reset": -0.25}, unusual):
+        decay = "tau" if options is unusual else "leak"
+        leaves = {
+            "x": x.clone().requires_grad_(),
+            decay: state_like(x, torch.tensor(2.0 if options is unusual else 0.5)).requires_grad_(),
+            "v_init": state_like(x, random(2, 3, 7, seed=4)).requires_grad_(),
+        }
+        if options is unusual:
+            leaves["synapse_decay"] = state_like(x, torch.tensor(0.5)).requires_grad_()
+        results = []
+        for backend in (compiled, "reference"):
+            outputs = lif(**leaves, **options, return_state=True, backend=backend)
+            weights = [random(*out.shape, seed=5).to(out.dtype) for out in outputs]
+            results.append((outputs, torch.autograd.grad(outputs, list(leaves.values()), weights)))
+        (outputs, grads), (expected, targets) = results
+        for actual, wanted in zip(outputs, expected, strict=True):
+            assert_same_bits(actual.detach(), wanted.detach())
+        for name, actual, wanted in zip(leaves, grads, targets, strict=True):
+            kind = torch.finfo(dtype if name == "x" else actual.dtype)
+            assert_within(actual, wanted, 64 * kind.eps * float(wanted.abs().max()), name)

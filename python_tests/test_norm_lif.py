@@ -16,8 +16,16 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 import snnkern
-from python_tests.helpers import assert_within, golden, laid_out, random, raw_neuron
-from snnkern import functional
+from python_tests.helpers import (
+    EVERY_BACKEND,
+    assert_within,
+    golden,
+    laid_out,
+    lif,
+    norm_lif,
+    random,
+    raw_neuron,
+)
 from snnkern.functional import Backend
 from snnkern.surrogate import ATan, Rate, Sigmoid, Surrogate, Triangle
 
@@ -29,11 +37,11 @@ def apart(x: Tensor, stats: tuple[Any, Any], affine: tuple[Any, Any], **options:
     training = options.pop("training") or stats[0] is None
     momentum, eps = options.pop("momentum", 0.1), options.pop("eps", 1e-5)
     y = F.batch_norm(x.flatten(0, 1), *stats, *affine, training, momentum, eps)
-    return functional.lif(y.unflatten(0, x.shape[:2]), **options)
+    return lif(y.unflatten(0, x.shape[:2]), **options)
 
 
 def fused(x: Tensor, stats: tuple[Any, Any], affine: tuple[Any, Any], **options: Any) -> Any:
-    return functional.norm_lif(x, *stats, *affine, **options)
+    return norm_lif(x, *stats, *affine, **options)
 
 
 @settings(max_examples=150)
@@ -52,7 +60,7 @@ def fused(x: Tensor, stats: tuple[Any, Any], affine: tuple[Any, Any], **options:
     momentum=st.sampled_from([0.1, 1.0, 0.0]),
     seed=st.integers(0, 1000),
 )
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_equal_to_batch_norm_and_lif(
     backend: Backend,
     shape: tuple[int, ...],
@@ -111,10 +119,10 @@ def test_equal_to_batch_norm_and_lif(
 def test_backends_agree_in_every_dtype(dtype: torch.dtype, training: bool) -> None:
     x = random(7, 3, 5, 6, 6, seed=4).to(dtype)
     results = []
-    for backend in ("reference", "cpu"):
+    for backend in EVERY_BACKEND:
         leaf = x.clone().requires_grad_()
         mean, var = torch.zeros(5), torch.ones(5)
-        spikes = functional.norm_lif(
+        spikes = norm_lif(
             leaf, mean, var, training=training, leak=0.5, surrogate=ATan(), backend=backend
         )
         spikes.backward(random(7, 3, 5, 6, 6, seed=5).to(dtype))
@@ -134,14 +142,14 @@ def test_backends_agree_in_every_dtype(dtype: torch.dtype, training: bool) -> No
 def test_variance_far_from_zero() -> None:
     x = random(4, 8, 3, 5, 5, seed=1) + 1000.0
     mean, var = torch.zeros(3), torch.ones(3)
-    functional.norm_lif(x, mean, var, training=True, momentum=1.0)
+    norm_lif(x, mean, var, training=True, momentum=1.0)
     exact = x.double().transpose(0, 2).flatten(1)
     assert_within(mean, exact.mean(1), 1e-3)
     assert_within(var, exact.var(1), 1e-4 * exact.var(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_golden_normalisation(backend: Backend, dtype: torch.dtype) -> None:
     """Neurons that neither leak nor reset show what they see: one step's state is its current."""
     data = {k: torch.from_numpy(v).to(dtype) for k, v in golden("robustconv_tdbn").items()}
@@ -152,7 +160,7 @@ def test_golden_normalisation(backend: Backend, dtype: torch.dtype) -> None:
 
     def seen(training: bool, mean: Tensor | None, var: Tensor | None) -> Tensor:
         options: dict[str, Any] = {"leak": 0.0, "reset": "none", "return_state": True}
-        _, state = functional.norm_lif(
+        _, state = norm_lif(
             x, mean, var, weight, bias, training=training, backend=backend, **options
         )
         assert isinstance(state, Tensor)
@@ -293,9 +301,9 @@ def test_statistics_are_shared_between_processes(
 def test_bad_arguments() -> None:
     x = random(4, 2, 3)
     with pytest.raises(TypeError, match=r"weight has dtype float64 and x has torch.float32"):
-        functional.norm_lif(x, None, None, torch.ones(3, dtype=torch.float64))
+        norm_lif(x, None, None, torch.ones(3, dtype=torch.float64))
     with pytest.raises(TypeError, match=r"bias is 'x', expected a floating-point tensor"):
-        functional.norm_lif(x, None, None, None, "x")  # type: ignore[arg-type]
+        norm_lif(x, None, None, None, "x")
     bad: tuple[tuple[tuple[Any, ...], str], ...] = (
         ((torch.zeros(2), torch.ones(2)), r"running_mean has shape \[2\] on cpu, expected \[3\]"),
         ((torch.zeros(3), None), r"running_mean and running_var are one given and one None"),
@@ -303,14 +311,14 @@ def test_bad_arguments() -> None:
     )
     for arguments, message in bad:
         with pytest.raises(ValueError, match=message):
-            functional.norm_lif(x, *arguments)
+            norm_lif(x, *arguments)
     with pytest.raises(ValueError, match=r"x has shape \[4, 2\], expected \[T, N, C, ...\]"):
-        functional.norm_lif(x[..., 0], None, None)
+        norm_lif(x[..., 0], None, None)
     with pytest.raises(ValueError, match=r"eps is 0, expected a finite number above 0"):
-        functional.norm_lif(x, None, None, eps=0)
+        norm_lif(x, None, None, eps=0)
     with pytest.raises(TypeError, match=r"timesteps is given, expected none"):
-        functional.norm_lif(x, None, None, timesteps=3)
+        norm_lif(x, None, None, timesteps=3)
     with pytest.raises(TypeError, match=r"colour"):
-        functional.norm_lif(x, None, None, colour=3)
+        norm_lif(x, None, None, colour=3)
     with pytest.raises(ValueError, match=r"num_features is 0, expected an int of at least 1"):
         snnkern.NormLIF(0)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests.helpers import POINTWISE, RESETS, assert_within, random
+from python_tests.helpers import POINTWISE, RESETS, assert_within, lif, random
 from snnkern import functional
 from snnkern.functional import Backend, Reset
 from snnkern.surrogate import (
@@ -352,6 +352,6 @@ def test_the_final_state_passes_gradcheck_between_spikes(
         )[1]
 
     tensors = leaves(channels, seed=41)
-    spikes = functional.lif(*tensors[:3], reset=reset, v_init=tensors[3], backend=backend)
+    spikes = lif(*tensors[:3], reset=reset, v_init=tensors[3], backend=backend)
     assert 0.1 < spikes.mean() < 0.9
     assert torch.autograd.gradcheck(state, tensors, eps=1e-7, atol=1e-6)

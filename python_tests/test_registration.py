@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from python_tests.helpers import (
     LAYOUTS,
     RESETS,
+    RUNNABLE,
     assert_same_bits,
     laid_out,
     lif,
@@ -33,6 +34,12 @@ OVERLOADS = ("default", "reference")
 EVERY_OVERLOAD = pytest.mark.parametrize("overload", OVERLOADS)
 
 
+@pytest.fixture(params=RUNNABLE)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Those that torch may trace for tensors on the CPU."""
+    return str(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler() -> None:
     torch._dynamo.reset()
@@ -44,8 +51,7 @@ def op(name: str, overload: str) -> Any:
 
 def test_every_op_has_both_overloads_and_a_reference() -> None:
     for name in _ops.SCHEMAS:
-        overloads = getattr(torch.ops.snnkern, name).overloads()
-        assert sorted(overloads) == sorted((*OVERLOADS, "triton"))
+        assert set(OVERLOADS) <= set(getattr(torch.ops.snnkern, name).overloads())
         assert callable(getattr(reference, name))
     assert set(_ops.FAKES) == set(_ops.SCHEMAS)
 

@@ -13,8 +13,8 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from python_tests.helpers import POINTWISE, SURROGATES, assert_within
-from snnkern import _load, functional, reference, surrogate
+from python_tests.helpers import POINTWISE, SURROGATES, assert_within, lif
+from snnkern import _load, reference, surrogate
 from snnkern.functional import Backend
 from snnkern.surrogate import (
     KINDS,
@@ -66,7 +66,7 @@ def test_values_worked_out_by_hand(
     assert_within(gradient.derivative(z), expected, 1e-14, "derivative")
     # A neuron without leak sees each current alone; z comes from the initial state, exactly.
     start = (z + 0.0).requires_grad_()
-    spikes = functional.lif(
+    spikes = lif(
         torch.full((1, 3), 2.0**-60, dtype=torch.float64),
         1.0,
         2.0**-60,
@@ -91,7 +91,7 @@ def test_derivatives_do_not_lose_precision(backend: Backend, gradient: Surrogate
         assert_within(gradient.derivative(rounded), target, tolerance * scale, f"{dtype}")
         x = rounded[None].requires_grad_()
         start = torch.ones_like(rounded)
-        spikes = functional.lif(x, 0.0, 1e-30, v_init=start, surrogate=gradient, backend=backend)
+        spikes = lif(x, 0.0, 1e-30, v_init=start, surrogate=gradient, backend=backend)
         (gx,) = torch.autograd.grad(spikes.sum(), x)
         assert_within(gx[0], target, tolerance * scale, f"{dtype} in {backend}")
 
@@ -165,7 +165,7 @@ def test_far_from_the_threshold(backend: Backend, dtype: torch.dtype, gradient: 
     """No overflow, no NaN, and where an exponential is gone it is at most a denormal."""
     far = torch.logspace(0, 15, 400, dtype=dtype)
     x = torch.cat([far, -far])[None].requires_grad_()
-    spikes = functional.lif(x, threshold=1e-30, surrogate=gradient, backend=backend)
+    spikes = lif(x, threshold=1e-30, surrogate=gradient, backend=backend)
     (gx,) = torch.autograd.grad(spikes.sum(), x)
     expected = gradient.derivative(x.detach().double())[0]
     # exp(-a) is as good as its argument, which is rounded: a relative a * 2^-23 in float32.
@@ -177,7 +177,7 @@ def test_the_exponential_of_the_kernels(backend: Backend, slope: float) -> None:
     """In float32 within a few units in the last place, wherever the result is a normal number."""
     z = torch.linspace(0, 120, 200_001) / slope
     x = z[None].requires_grad_()
-    spikes = functional.lif(x, 1.0, 1e-38, surrogate=Exponential(slope=slope), backend=backend)
+    spikes = lif(x, 1.0, 1e-38, surrogate=Exponential(slope=slope), backend=backend)
     (gx,) = torch.autograd.grad(spikes.sum(), x)
     exact = torch.exp(-(slope * z).double())
     assert_within(gx[0], exact, 4 * 2.0**-24 * exact + 2e-38, "exp")

@@ -40,11 +40,13 @@ def info() -> str:
         f"machine   {machine()}",
     ]
     if built:
-        lines.append(f"built     with {built['compiler']} for torch {built['torch']}")
-    fastest = "reference" if _load.why_not else "cpu"
+        archs = f", GPUs {built['cuda_archs']}" if built["cuda_archs"] else ""
+        lines.append(f"built     with {built['compiler']} for torch {built['torch']}{archs}")
+    on_gpu = "cuda" if _load.has_cuda else "triton"
+    taken = {"reference" if _load.why_not else "cpu": "CPU", on_gpu: "CUDA"}
     for name, reason in backends().items():
         note = f"no: {reason}" if reason else "yes"
-        if name == fastest:
-            note += ", and what backend=None takes for CPU tensors"
+        if name in taken and not reason:
+            note += f", and what backend=None takes for {taken[name]} tensors"
         lines.append(f"{name:<9} {note}")
     return "\n".join(lines)

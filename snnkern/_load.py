@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import torch
+
 build_info: dict[str, Any] | None = None
 """How the extension was built; None where it is not there."""
 
@@ -23,3 +25,17 @@ except ModuleNotFoundError as error:
     )
 except ImportError as error:
     why_not = f"the compiled kernels do not load: {error}; reinstall snnkern to build them anew"
+
+has_cuda = build_info is not None and not build_info["cuda_absent"]
+"""Whether CUDA kernels were compiled."""
+
+
+def why_not_cuda(device: torch.device) -> str:
+    """Why the CUDA kernels do not run for tensors on ``device``; empty where they do."""
+    if build_info is None:
+        return why_not
+    if absent := build_info["cuda_absent"]:
+        return f"snnkern was compiled without CUDA kernels: {absent}"
+    if device.type != "cuda":
+        return f"the tensor is on {device}"
+    return "" if torch.cuda.is_available() else "torch finds no GPU"

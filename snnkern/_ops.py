@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 
 from snnkern import (
-    _load,  # noqa: F401  registers the compiled kernels
+    _load,
     _triton,
     reference,
 )
@@ -223,3 +223,6 @@ for _name, _schema in SCHEMAS.items():
         torch.library.register_fake(_qualified, FAKES[_name])
         if not _name.endswith("_"):  # an op in place has no formula to refuse by
             torch.library.register_autograd(_qualified, _refuse_to_differentiate(_name))
+    # On a GPU the compiled kernels serve backend=None, and Triton where there are none.
+    if torch.version.cuda is not None and not _load.has_cuda and _triton.INSTALLED:
+        torch.library.impl(f"snnkern::{_name}", "cuda", _run_triton(_name))

@@ -737,7 +737,7 @@ def _surrogates(
         if one.kind == "rate":
             raise ValueError(f"surrogate[{number}] is {one}, expected one of a single step")
         rows.append([float(KINDS.index(one.kind)), *one.args, float(one.normalized)])
-    return 0, (0.0, 0.0), False, torch.tensor(rows, dtype=torch.float64)
+    return 0, (0.0, 0.0), False, torch.tensor(rows, dtype=torch.float64, device=x.device)
 
 
 def _check_dense(name: str, value: Tensor) -> None:
@@ -875,7 +875,7 @@ def why_not(backend: str, device: torch.device) -> str:
             return f"the tensor is on {device}"
         return _load.why_not
     if backend == "cuda":
-        return "this version has no CUDA kernels"
+        return _load.why_not_cuda(device)
     return _triton.why_not(device)
 
 

@@ -1,49 +1,13 @@
 // Rows: what a CPU kernel moves between tensors and its tile of neurons, one time step at a time.
 #pragma once
 
-#include <bit>
 #include <cstdint>
-#include <cstring>
-#include <limits>
 #include <type_traits>
 
 #include "../dispatch.h"
+#include "../half.h"
 
 namespace snnkern::cpu {
-
-inline float from_half(std::uint16_t h) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
-  const std::uint32_t rest = static_cast<std::uint32_t>(h & 0x7fffu) << 13;
-  const float finite = std::bit_cast<float>(rest) * 0x1p112f;  // subnormals come out right too
-  const std::uint32_t bits =
-      rest >= 0x0f800000u ? (rest | 0x7f800000u) : std::bit_cast<std::uint32_t>(finite);
-  return std::bit_cast<float>(sign | bits);
-}
-
-// Rounds to nearest, ties to even.
-inline std::uint16_t to_half(float f) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(f);
-  const std::uint32_t sign = (bits >> 16) & 0x8000u;
-  const std::uint32_t rest = bits & 0x7fffffffu;
-  const std::uint32_t special = rest > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const std::uint32_t subnormal =
-      std::bit_cast<std::uint32_t>(std::bit_cast<float>(rest) + 0.5f) - 0x3f000000u;
-  const std::uint32_t normal = (rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13;
-  const std::uint32_t half =
-      rest >= 0x47800000u ? special : (rest < 0x38800000u ? subnormal : normal);
-  return static_cast<std::uint16_t>(sign | half);
-}
-
-inline float from_bfloat16(std::uint16_t b) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(b) << 16);
-}
-
-// Rounds to nearest, ties to even.
-inline std::uint16_t to_bfloat16(float f) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(f);
-  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
 
 void half_row_to_float(std::int64_t n, const std::uint16_t* __restrict in, float* __restrict out);
 void float_row_to_half(std::int64_t n, const float* __restrict in, std::uint16_t* __restrict out);
@@ -140,28 +104,5 @@ void store_rows(Dtype dtype, const RowsOf<F>& rows, void* tensor, std::int64_t o
     }
   }
 }
-
-// A parameter of the neurons: one value for all, or values that repeat over the neurons in memory
-// order: neuron p has value (p / repeat) % count.
-template <class F>
-struct Parameter {
-  const F* data;
-  std::int64_t count;
-  std::int64_t repeat;
-
-  // Calls f(value, begin, end) for every stretch of neurons in [begin, end) that shares one value.
-  template <class Call>
-  void for_each_stretch(std::int64_t begin, std::int64_t end, Call&& f) const {
-    std::int64_t index = (begin / repeat) % count;
-    std::int64_t p = begin;
-    std::int64_t stop = (begin / repeat + 1) * repeat;
-    while (p < end) {
-      f(index, p, stop < end ? stop : end);
-      p = stop;
-      stop += repeat;
-      index = index + 1 == count ? 0 : index + 1;
-    }
-  }
-};
 
 }  // namespace snnkern::cpu

@@ -1,0 +1,79 @@
+// The CUDA kernels as operators: device, stream, working memory, registration.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include "../lif_ops.h"
+#include "lif.h"
+
+namespace snnkern::cuda {
+namespace {
+
+void check(cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess,
+                  "snnkern: a CUDA kernel did not start: ", cudaGetErrorString(error),
+                  " (built for GPUs ", SNNKERN_CUDA_ARCHS, ")");
+}
+
+// See lif_ops.h. While it lives, the device of the tensor is the current one.
+class Cuda {
+ public:
+  explicit Cuda(const Tensor& x) : like_(x) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_cuda_guard(x.get_device_index(), &guard_));
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+  Cuda(const Cuda&) = delete;
+  Cuda& operator=(const Cuda&) = delete;
+  ~Cuda() { aoti_torch_delete_cuda_guard(guard_); }
+
+  template <class F>
+  void forward(const LifForward<F>& p) const {
+    check(lif_forward(p, stream_));
+  }
+
+  template <class F>
+  void backward(LifBackward<F> p, const OptionalTensor& table) const {
+    if (table) p.samples = table->size(0);
+    const auto numbers = Segments::of(p, table.has_value()).workspace(p.shape.neurons);
+    const Tensor states = workspace<F>(numbers);
+    check(lif_backward(p, table ? static_cast<SurrogateTable>(table->const_data_ptr()) : nullptr,
+                       static_cast<F*>(states.mutable_data_ptr()), stream_));
+  }
+
+  template <class F>
+  void moments(const LifShape& shape, const void* x, const Parameter<F>& centre, F* sum,
+               F* square) const {
+    check(cuda::moments(shape, x, centre, sum, square, stream_));
+  }
+
+  template <class F>
+  void norm_backward(const LifShape& shape, const void* x, const Parameter<F>& mean,
+                     const Parameter<F>& from_g, const Parameter<F>& from_x,
+                     const Parameter<F>& constant, void* g) const {
+    check(cuda::norm_backward(shape, x, mean, from_g, from_x, constant, g, stream_));
+  }
+
+  template <class F>
+  void reduce(const F* sums, const Parameter<F>& parameter, int64_t neurons, F* grad) const {
+    const Tensor partial = workspace<double>(reduce_workspace(parameter, neurons));
+    check(cuda::reduce(sums, parameter, neurons, static_cast<double*>(partial.mutable_data_ptr()),
+                       grad, stream_));
+  }
+
+ private:
+  template <class F>
+  Tensor workspace(int64_t numbers) const {
+    constexpr auto kType = sizeof(F) == 8 ? ScalarType::Double : ScalarType::Float;
+    return empty_strided({numbers}, {1}, kType, like_);
+  }
+
+  const Tensor& like_;
+  CUDAGuardHandle guard_ = nullptr;
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace
+}  // namespace snnkern::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(snnkern, CUDA, m) { snnkern::register_lif<snnkern::cuda::Cuda>(m); }
