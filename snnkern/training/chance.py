@@ -28,7 +28,7 @@ def chance(loader: Iterable[Any], memory: Memory) -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "python": random.getstate(),
-        "numpy": (torch.from_numpy(np.asarray(keys).copy()), *rest),
+        "numpy": (torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "generators": [generator.get_state() for generator in _generators(loader, memory)],
     }
 

@@ -41,6 +41,7 @@ def fit(
     autocast: torch.dtype | None = None,
     seed: int = 0,
     folder: Path | str | None = None,
+    recipe: str | None = None,
     resume: bool = False,
     checkpoint_every: int | None = None,
     tensorboard: bool = False,
@@ -71,6 +72,8 @@ def fit(
             per epoch, ``last.safetensors`` after every epoch, and ``best.safetensors``, the epoch
             of the highest accuracy on ``val_loader``, or else in training. Ctrl-C writes a last
             checkpoint.
+        recipe: a text that says how model, data and all of this came about, kept as
+            ``recipe.toml``.
         resume: go on from the last checkpoint in ``folder``, if there is one. On the CPU the run
             ends with the bits it would have had undisturbed.
         checkpoint_every: write the last checkpoint after so many batches too.
@@ -98,6 +101,7 @@ def fit(
     check_stateless(model)
     if folder is None:
         for name, value in {
+            "recipe": recipe,
             "resume": resume,
             "checkpoint_every": checkpoint_every,
             "tensorboard": tensorboard,
@@ -121,13 +125,14 @@ def fit(
             "method": str(method),
             "epochs": epochs,
             "optimizer": type(optimizer).__name__,
+            "optimizer_options": {name: str(value) for name, value in optimizer.defaults.items()},
             "scheduler": type(scheduler).__name__,
             "clip_norm": clip_norm,
             "autocast": str(autocast),
             "seed": seed,
             "ranks": ranks.count,
         }
-        run = RunFolder(Path(folder), settings, ranks.rank == 0, resume)
+        run = RunFolder(Path(folder), settings, recipe, ranks.rank == 0, resume)
     training = _Training(
         model, train_loader, method, optimizer, scheduler, ranks, run, clip_norm, autocast, seed
     )

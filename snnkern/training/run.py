@@ -40,13 +40,14 @@ class EpochRecord:
 
 
 class RunFolder:
-    """``run.json``, ``metrics.jsonl``, ``last.safetensors`` and ``best.safetensors``.
+    """``run.json``, ``recipe.toml``, ``metrics.jsonl``, and the last and the best checkpoint.
 
     Only the process that ``writes`` changes anything; the others read.
 
     Args:
         path: made where it does not exist.
         settings: what makes a run this one. A run is resumed with those that it began with.
+        recipe: likewise, kept as ``recipe.toml``.
         writes: whether this process does.
         resume: go on from the last checkpoint, where there is one.
 
@@ -55,9 +56,17 @@ class RunFolder:
             others.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], writes: bool, resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        recipe: str | None,
+        writes: bool,
+        resume: bool,
+    ) -> None:
         self.path = path
         self.settings = settings
+        self.recipe = recipe
         self.writes = writes
         self.last = path / "last.safetensors"
         self.best = path / "best.safetensors"
@@ -71,6 +80,9 @@ class RunFolder:
                 )
             self.state = load_checkpoint(self.last)
             self._check_settings(self.state["settings"])
+            kept = path / "recipe.toml"
+            if recipe is not None and kept.exists() and kept.read_text(encoding="utf-8") != recipe:
+                raise ValueError(f"recipe is not {kept}, expected the one that the run began with")
 
     def begin(self) -> None:
         """Writes down what runs here, and makes the metrics those of the checkpoint."""
@@ -85,11 +97,12 @@ class RunFolder:
             "machine": machine(),
             "threads": torch.get_num_threads(),
         }
-        text = json.dumps({"settings": self.settings, "versions": versions}, indent=1) + "\n"
-        write_atomically(self.path / "run.json", lambda file: _write(file, text))
-        # A process that was killed between a line and its checkpoint left one too many, or few.
-        lines = "".join(map(_line, self.history()))
-        write_atomically(self.metrics, lambda file: _write(file, lines))
+        about = {"settings": self.settings, "versions": versions}
+        self._write("run.json", json.dumps(about, indent=1) + "\n")
+        if self.recipe is not None:
+            self._write("recipe.toml", self.recipe)
+        # A process that was killed between a line and its checkpoint left one too many.
+        self._write(self.metrics.name, "".join(map(_line, self.history())))
 
     def history(self) -> list[EpochRecord]:
         """The epochs of the checkpoint that the run goes on from."""
@@ -110,6 +123,12 @@ class RunFolder:
             for path in [self.best, self.last] if best else [self.last]:
                 save_checkpoint(path, state)
 
+    def _write(self, name: str, text: str) -> None:
+        def write(file: Path) -> None:
+            file.write_text(text, encoding="utf-8")
+
+        write_atomically(self.path / name, write)
+
     def _check_settings(self, begun: dict[str, Any]) -> None:
         for name, value in self.settings.items():
             if begun.get(name) != value:
@@ -121,10 +140,6 @@ class RunFolder:
 
 def _line(record: EpochRecord) -> str:
     return json.dumps(asdict(record)) + "\n"
-
-
-def _write(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
 
 
 def read_metrics(folder: Path) -> list[EpochRecord]:
