@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn.datasets
+import sklearn.model_selection
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
@@ -17,6 +20,9 @@ from snnkern.data import digits
 from snnkern.models import SpikingNetwork, fc_net
 from snnkern.nn import NormLIF, TimeDistributed
 from snnkern.training import HIRE, RAT, EpochRecord, Method, Natural, fit, save_checkpoint
+
+# What would be imported at first use: processes forked from one that has it start at once.
+IMPORTED = (sklearn.datasets, sklearn.model_selection, torch._dynamo)
 
 METHODS: dict[str, Method] = {
     "natural": Natural(),

@@ -165,7 +165,7 @@ class _Training:
         self.clip_norm = clip_norm
         self.autocast = autocast
         self.device = ranks.device
-        self.memory = Memory.seeded(seed, self.device, ranks.rank)
+        self.memory = Memory.seeded(seed, self.device, ranks.rank, ranks.count)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast == torch.float16)
         self.epoch = 0
         self.step = 0  # batches of the epoch that lie behind

@@ -29,11 +29,14 @@ class Memory:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def seeded(cls, seed: int, device: torch.device | str = "cpu", rank: int = 0) -> Memory:
-        """The memory of a method that has seen nothing; rank 0 has one generator for both."""
+    def seeded(
+        cls, seed: int, device: torch.device | str = "cpu", rank: int = 0, ranks: int = 1
+    ) -> Memory:
+        """The memory of a method that has seen nothing; alone it has one generator for both."""
         generator = torch.Generator(device).manual_seed(seed)
-        noise = torch.Generator(device).manual_seed(seed + rank) if rank else generator
-        return cls(generator, noise)
+        if ranks == 1:
+            return cls(generator, generator)
+        return cls(generator, torch.Generator(device).manual_seed(seed + 1 + rank))
 
 
 @dataclass(frozen=True)
