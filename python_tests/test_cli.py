@@ -49,7 +49,7 @@ def test_the_examples_of_the_help_are_accepted(
 ) -> None:
     called: list[object] = []
     monkeypatch.setattr("snnkern.demo.demo", lambda *options: called.append(options))
-    monkeypatch.setattr(sys.modules["snnkern.cli"], "_train", called.append)
+    monkeypatch.setattr("snnkern.cli._train", called.append)
     for command in COMMANDS:
         leave(command, "--help")
         example = re.search(r"example: snnkern (.*)", capsys.readouterr().out)
@@ -163,7 +163,7 @@ def test_options_reach_the_training(
         called.append((recipe.name, folder, options))
         return [EpochRecord(0, 1.0, 0.5, 0.75), EpochRecord(1, 1.0, 0.5, 0.625)]
 
-    monkeypatch.setattr(sys.modules["snnkern.training.train"], "train", train)
+    monkeypatch.setattr("snnkern.training.train.train", train)
     assert main(["train", "digits_hire"]) == 0
     plain: dict[str, object] = dict.fromkeys(
         ("data", "epochs", "seed", "checkpoint_every", "device")

@@ -127,8 +127,9 @@ def test_autocast(dtype: torch.dtype, tmp_path: Path) -> None:
     assert bool(scaler) == (dtype == torch.float16)
 
 
-def test_float16_gradients_are_scaled() -> None:
-    """A loss so small that float16 loses its gradient."""
+@pytest.mark.parametrize("clip_norm", [None, 1e-8])
+def test_float16_gradients_are_scaled(clip_norm: float | None) -> None:
+    """A loss so small that float16 loses its gradient; it is clipped as it is, not as scaled."""
 
     @dataclass(frozen=True)
     class Small(Method):
@@ -146,10 +147,13 @@ def test_float16_gradients_are_scaled() -> None:
         epochs=1,
         optimizer=optimizer,
         autocast=torch.float16,
+        clip_norm=clip_norm,
         progress=False,
     )
     x, _ = batches(1)[0]
     plain(x.flatten(1)).pow(2).mean().backward()
+    if clip_norm is not None:
+        assert nn.utils.clip_grad_norm_(plain.parameters(), 1e7 * clip_norm) > 2e7 * clip_norm
     assert plain.weight.grad is not None
     moved = plain.weight.detach() - linear.weight.detach()
     assert_within(moved, plain.weight.grad, 0.01 * plain.weight.grad.abs().max().item())

@@ -355,6 +355,16 @@ def test_retraction_keeps_parameters_and_layouts() -> None:
     assert_within(conv.weight.detach(), plain.weight.detach(), 1e-6)
 
 
+def test_retraction_is_exact_in_mixed_precision() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4)
+    plain = copy.deepcopy(layer)
+    orthogonal_retraction(plain, 0.1, 200, 0.3, torch.Generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        orthogonal_retraction(layer, 0.1, 200, 0.3, torch.Generator())
+    assert_same_bits(layer.weight, plain.weight)
+
+
 def test_golden_retraction(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {name: torch.from_numpy(value) for name, value in golden("snnrat_projection").items()}
     model = nn.ModuleDict(

@@ -99,7 +99,7 @@ def single(
         generator=torch.Generator().manual_seed(5),
     )
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, [1, 2])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 3)
     fit(
         model,
         loader,
