@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
-from benchmarks.baselines import ALPHA, compiled_lif_loop, lif_loop
-from benchmarks.comparison import Compare, Outputs
-from snnkern.functional import lif
-from snnkern.surrogate import ATan
+from benchmarks.baselines import (
+    Layer,
+    compiled_lif_loop,
+    lif_loop,
+    snnkern_lif,
+    spikingjelly_layers,
+)
+from benchmarks.comparison import Compare, Outputs, layer_shape
 
-LEAK, THRESHOLD = 0.9, 1.0
-# Large feature maps that come from memory, and a deep layer whose tensors stay in a large cache.
-SHAPES = ((8, 64, 64, 32, 32), (8, 32, 512, 4, 4))
 # Per neuron-step: forward reads x and writes s; backward reads gs and x, and writes gx.
 IDEAL_BYTES = {"forward": 8, "forward+backward": 20}
-
-
-def snnkern_lif(x: Tensor, leak: float, threshold: float) -> Tensor:
-    return lif(x, leak, threshold, reset="hard", surrogate=ATan(ALPHA), detach_reset=True)
+SHARE_OF_ADD = {"beyond": 0.85, "inside": 0.7}
+# Of forward and backward together, over ours.
+TIMES = {
+    "beyond": {"SpikingJelly": 8, "SpikingJelly, torch.compile": 1.15},
+    "inside": {"SpikingJelly": 12, "SpikingJelly, torch.compile": 1.5},
+}
 
 
 @pytest.mark.parametrize("direction", list(IDEAL_BYTES))
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_lif(shape: tuple[int, ...], direction: str, compare: Compare) -> None:
+@pytest.mark.parametrize("place", list(SHARE_OF_ADD))
+@pytest.mark.parametrize("timesteps", [4, 8, 32], ids="T{}".format)
+def test_lif(
+    timesteps: int, place: str, direction: str, compare: Compare, request: pytest.FixtureRequest
+) -> None:
+    shape = layer_shape(timesteps, place)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).mul_(0.8).add_(0.4)
     # Not the gradient of a sum, which is one number expanded.
     grad_spikes = torch.randn(shape, generator=generator)
     x.requires_grad_(direction == "forward+backward")
 
-    def contender(layer: Callable[[Tensor, float, float], Tensor]) -> Callable[[], Outputs]:
-        def run() -> Outputs:
-            spikes = layer(x, LEAK, THRESHOLD)
-            if not x.requires_grad:
-                return (spikes,)
-            return (spikes.detach(), *torch.autograd.grad(spikes, x, grad_spikes))
+    def run(layer: Layer) -> Outputs:
+        spikes = layer(x)
+        if not x.requires_grad:
+            return (spikes,)
+        return (spikes.detach(), *torch.autograd.grad(spikes, x, grad_spikes))
 
-        return run
-
+    layers: dict[str, Layer] = {
+        "snnkern": snnkern_lif,
+        "plain loop": lif_loop,
+        "plain loop, torch.compile": compiled_lif_loop,
+        **spikingjelly_layers,
+    }
+    if (timesteps, direction) == (32, "forward") and not request.config.getoption("slow"):
+        layers.pop("SpikingJelly, torch.compile", None)
     compare(
         f"lif {list(shape)} {direction}",
-        {
-            "snnkern": contender(snnkern_lif),
-            "plain loop": contender(lif_loop),
-            "torch.compile": contender(compiled_lif_loop),
-        },
+        {name: partial(run, layer) for name, layer in layers.items()},
         shape=shape,
         ideal_bytes=IDEAL_BYTES[direction],
+        bars={"snnkern": SHARE_OF_ADD[place]} | (TIMES[place] if x.requires_grad else {}),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ import torch
 
 import snnkern
 from benchmarks import comparison
+from benchmarks.baselines import spikingjelly_version
 from benchmarks.comparison import PAGES, Compare, Comparison, Contenders, Setting
 from snnkern.memory import can_keep_pages
+from snnkern.report.table import Table
 
 COMPARISONS = pytest.StashKey[list[Comparison]]()
+REPORTS = pytest.StashKey[list[tuple[str, Table, list[dict[str, Any]]]]]()
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -54,6 +58,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="numbers of threads (default: 1,2)",
     )
     group.addoption(
+        "--slow",
+        action="store_true",
+        help="also SpikingJelly's forward compiled for 32 steps, a minute each of four times",
+    )
+    group.addoption(
         "--save-results",
         action="store_true",
         help="write the tables to benchmarks/results, named after the machine",
@@ -62,6 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[COMPARISONS] = []
+    config.stash[REPORTS] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -113,9 +123,15 @@ def compare(
     pytestconfig: pytest.Config,
 ) -> Compare:
     def run(
-        title: str, contenders: Contenders, *, shape: tuple[int, ...], ideal_bytes: int
+        title: str,
+        contenders: Contenders,
+        *,
+        shape: tuple[int, ...],
+        ideal_bytes: int,
+        bars: Mapping[str, float] = MappingProxyType({}),
+        tolerance: float | None = None,
     ) -> None:
-        seconds = comparison.first_calls(contenders)
+        seconds = comparison.first_calls(contenders, tolerance)
         if benchmark.disabled:
             benchmark(lambda: None)
             return
@@ -125,6 +141,7 @@ def compare(
             shape,
             ideal_bytes,
             contenders,
+            bars,
             _first_calls.setdefault((title, setting.threads), seconds),
         )
         result.measure(benchmark)
@@ -133,18 +150,32 @@ def compare(
     return run
 
 
+@pytest.fixture
+def report_table(pytestconfig: pytest.Config) -> Callable[[str, Table, list[dict[str, Any]]], None]:
+    """Takes a table of something other than time: its name, itself, and the same for computing."""
+    return lambda *report: pytestconfig.stash[REPORTS].append(report)
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    for name, table, cases in config.stash[REPORTS]:
+        terminalreporter.section(name)
+        terminalreporter.write_line(table.text())
+        if config.getoption("save_results"):
+            about = comparison.facts(config)
+            for path in comparison.save(RESULTS, about, cases, table.markdown(), f"-{name}"):
+                terminalreporter.write_line(f"wrote {path}")
     comparisons = config.stash[COMPARISONS]
     if not comparisons:
         return
-    about = comparison.facts(config)
+    about = comparison.facts(config) | {"SpikingJelly": spikingjelly_version}
     terminalreporter.section("medians of interleaved rounds")
     for name, value in about.items():
         terminalreporter.write_line(f"{name}: {value}")
     terminalreporter.write_line("")
     terminalreporter.write_line(comparison.tables(comparisons))
     if config.getoption("save_results"):
-        for path in comparison.save(RESULTS, comparisons, about):
+        cases = [case.as_dict() for case in comparisons]
+        for path in comparison.save(RESULTS, about, cases, comparison.tables(comparisons)):
             terminalreporter.write_line(f"wrote {path}")

@@ -56,12 +56,16 @@ inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector
 // The layout of a tensor's steps: its dimensions after the first, in any dense permutation.
 class StepLayout {
  public:
-  explicit StepLayout(const Tensor& x) {
-    STD_TORCH_CHECK(x.dim() >= 1, "snnkern: x has no dimension, expected [T, ...]");
-    const auto all_sizes = x.sizes();
-    const auto all_strides = x.strides();
-    sizes_.assign(all_sizes.begin() + 1, all_sizes.end());
-    strides_.assign(all_strides.begin() + 1, all_strides.end());
+  explicit StepLayout(const Tensor& x)
+      : StepLayout({x.sizes().begin(), x.sizes().end()}, {x.strides().begin(), x.strides().end()}) {
+  }
+
+  // Of a tensor of these sizes and strides.
+  StepLayout(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+    STD_TORCH_CHECK(!sizes.empty() && sizes.size() == strides.size(),
+                    "snnkern: x has no dimension, expected [T, ...]");
+    sizes_.assign(sizes.begin() + 1, sizes.end());
+    strides_.assign(strides.begin() + 1, strides.end());
     numel_ = std::accumulate(sizes_.begin(), sizes_.end(), int64_t{1}, std::multiplies<>());
     std::vector<std::size_t> order(sizes_.size());
     std::iota(order.begin(), order.end(), std::size_t{0});

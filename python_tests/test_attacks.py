@@ -414,3 +414,12 @@ def test_a_gradient_needs_neurons() -> None:
     x, y = batch()
     with pytest.raises(ValueError, match="holds no neuron of snnkern"):
         FGSM(gradient="rate")(net, x, y.clamp(max=1))
+
+
+def test_attacks_work_where_the_caller_wants_no_gradients() -> None:
+    net, x, y = tiny_net(), torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
+    expected = PGD(0.2)(net, x, y, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        # Made here, images cannot be differentiated themselves.
+        adversarial = PGD(0.2)(net, x.clone(), y.clone(), torch.Generator().manual_seed(0))
+    assert torch.equal(adversarial, expected)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -32,14 +33,14 @@ def batches(size: int = 5) -> list[tuple[Tensor, Tensor]]:
 
 def by_hand(net: nn.Module, seed: int) -> dict[str, list[tuple[bool, int]]]:
     """For every attack: is each sample right, and its spikes, counted in a plain loop."""
-    draws = torch.Generator().manual_seed(seed)
+    draws = {name: torch.Generator().manual_seed(seed + crc32(name.encode())) for name in ATTACKS}
     neuron = next(module for module in net.modules() if isinstance(module, LIF))
     linears = [module for module in net.modules() if isinstance(module, nn.Linear)]
     leak, threshold = neuron.get_buffer("leak"), neuron.threshold
     rows: dict[str, list[tuple[bool, int]]] = {"clean": [], "fgsm": [], "pgd": []}
     for x, y in batches():
         for name, row in rows.items():
-            images = x if name == "clean" else ATTACKS[name](net, x, y, draws)
+            images = x if name == "clean" else ATTACKS[name](net, x, y, draws[name])
             current = linears[0](((images - 0.5) / 0.5).flatten(1))
             u, counts = torch.zeros_like(current), torch.zeros(len(x))
             for _ in range(3):
@@ -50,6 +51,12 @@ def by_hand(net: nn.Module, seed: int) -> dict[str, list[tuple[bool, int]]]:
             right = net(images).argmax(1) == y
             row += [(bool(r), int(c)) for r, c in zip(right, counts, strict=True)]
     return rows
+
+
+def test_attacks_do_not_depend_on_each_other() -> None:
+    both = evaluate(tiny_net(), batches(), ATTACKS, progress=False)
+    alone = evaluate(tiny_net(), batches(), {"pgd": ATTACKS["pgd"]}, progress=False)
+    assert torch.equal(both.predictions["pgd"], alone.predictions["pgd"])
 
 
 def test_it_counts_what_a_loop_counts() -> None:

@@ -253,7 +253,10 @@ def outcome(call: Call, backend: Backend | None) -> tuple[tuple[Tensor, ...], di
     outputs = functional.lif(call.x, **call.options, return_state=True, backend=backend)
     used = [(out, g) for out, g in zip(outputs, call.grads, strict=True) if g is not None]
     grads = torch.autograd.grad(
-        [out for out, _ in used], list(call.leaves.values()), [g for _, g in used]
+        [out for out, _ in used],
+        list(call.leaves.values()),
+        [g for _, g in used],
+        materialize_grads=True,  # through the rate most of them get none
     )
     return outputs, dict(zip(call.leaves, grads, strict=True))
 
@@ -1231,7 +1234,7 @@ def test_a_held_current_is_the_repeated_one(
         spikes, saved = saved_by(call)
         assert_same_bits(spikes.detach(), expected.detach(), "spikes")
         memory = [t.untyped_storage().nbytes() for t in saved]
-        assert [n for n in memory if n >= 4 * step.numel()] == [4 * step.numel()]
+        assert max(memory) <= 4 * step.numel()
         (gx,) = torch.autograd.grad(spikes, leaf, weights)
         assert_within(gx, terms.sum(0), 1e-6 * terms.abs().sum(0), f"{as_number=}")
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import snnkern
 from python_tests.helpers import assert_same_bits, assert_within, random
-from snnkern.models import Normalize, SpikingNetwork, conv_net, fc_net
-from snnkern.nn import LIF, TimeDistributed
+from snnkern.models import Normalize, SpikingNetwork, conv_net, fc_net, vgg5, vgg11
+from snnkern.nn import LIF, SharedDropout, TimeDistributed
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -199,4 +199,86 @@ def test_impossible_normalisation_is_refused(mean: list[float], std: list[float]
 
 def test_the_public_names() -> None:
     assert snnkern.models.fc_net is fc_net
-    assert {"Normalize", "SpikingNetwork", "conv_net", "fc_net"} == set(snnkern.models.__all__)
+    names = {"Normalize", "SpikingNetwork", "conv_net", "fc_net", "vgg5", "vgg11"}
+    assert names == set(snnkern.models.__all__)
+
+
+# Ding et al. 2022, Ozdenizci & Legenstein 2023, Kundu et al. 2021, Sharmin et al. 2020.
+@pytest.mark.parametrize(
+    ("build", "options", "count", "neuron_layers", "dropouts"),
+    [
+        (vgg5, {"paper": "ding"}, 50_604_682, 5, 0),
+        (vgg5, {"paper": "kundu"}, 50_595_530, 5, 3),
+        (vgg5, {"paper": "sharmin"}, 9_670_336, 5, 1),
+        (vgg11, {"paper": "ding"}, 61_377_034, 10, 0),
+        (vgg11, {"paper": "ozdenizci"}, 61_365_834, 10, 2),
+        (vgg11, {"paper": "ozdenizci", "bias": True}, 61_377_044, 10, 2),
+        (vgg11, {"paper": "kundu", "num_classes": 100}, 61_728_468, 10, 7),
+    ],
+)
+@pytest.mark.parametrize("pack", [True, False])
+def test_vgg_is_of_the_size_of_the_papers(
+    build: Any, options: dict[str, Any], count: int, neuron_layers: int, dropouts: int, pack: bool
+) -> None:
+    with torch.device("meta"):
+        model = build(pack=pack, **options)
+    assert parameters_of(model) == count
+    modules = list(model.modules())
+    assert sum(isinstance(module, LIF) for module in modules) == neuron_layers
+    assert sum(isinstance(module, SharedDropout | nn.Dropout) for module in modules) == dropouts
+    packing = [
+        type(m).__module__ == "snnkern.nn.packed"
+        for m in modules
+        if type(m).__name__ in ("Conv2d", "Linear", "AvgPool2d")
+    ]
+    assert all(packing) if pack else not any(packing)
+
+
+def test_vgg11_has_the_neurons_of_the_paper() -> None:
+    model = vgg11(timesteps=1).eval()
+    neurons = []
+    with torch.no_grad(), snnkern.nn.watch_spikes(model, lambda _, s: neurons.append(s.numel())):
+        assert model(images(1, 3, 32, 32)).shape == (1, 10)
+    assert sum(neurons) == 286_720
+    assert neurons[:3] == [64 * 32 * 32, 128 * 16 * 16, 256 * 16 * 16]
+
+
+def test_vgg5_without_time_is_the_relu_network() -> None:
+    model = vgg5(4, timesteps=0, input_shape=(2, 8, 8), mean=[0.4, 0.5], std=[0.2, 0.3]).double()
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in model.modules() if isinstance(m, snnkern.NormLIF)]
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    x = images(3, 2, 8, 8, dtype=torch.float64)
+    mean = torch.tensor([0.4, 0.5]).reshape(-1, 1, 1)
+    std = torch.tensor([0.2, 0.3]).reshape(-1, 1, 1)
+    y = (x - mean) / std
+    for number, (conv, norm) in enumerate(zip(convs, norms, strict=True)):
+        y = F.conv2d(y, conv.weight, conv.bias, padding=1)
+        y = F.batch_norm(y, None, None, norm.weight, norm.bias, training=True).relu()
+        y = F.avg_pool2d(y, 2) if number in (0, 2) else y
+    y = y.flatten(1)
+    for linear in linears:
+        y = F.linear(y.relu(), linear.weight, linear.bias)
+    torch.testing.assert_close(model(x), y)
+
+
+def test_papers_and_images_that_no_vgg_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="paper is 'sharmin', expected one of ding, ozdenizci"):
+        vgg11(paper="sharmin")
+    with pytest.raises(ValueError, match="whose maps reach 14x7 before pooling by 2"):
+        vgg5(input_shape=(1, 28, 14))
+    with pytest.raises(TypeError, match="widths"):
+        vgg5(widths=3)
+
+
+def test_sharmin_draws_signed_spikes_and_delays_them() -> None:
+    model = vgg5(3, 8, paper="sharmin", input_shape=(1, 4, 4), threshold=0.05)
+    assert model.timesteps == 8
+    seen: list[Tensor] = []
+    model.encoder.register_forward_hook(lambda _, __, spikes: seen.append(spikes))
+    model(images(2, 1, 4, 4))
+    assert set(seen[0].unique().tolist()) == {-1.0, 0.0, 1.0}
+    model.timesteps = 5  # five layers of neurons, each a step late: nothing arrives
+    assert not model(images(1, 1, 4, 4)).any()
+    model.timesteps = 0
+    assert model(images(1, 1, 4, 4)).shape == (1, 3)

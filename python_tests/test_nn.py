@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnkern
 from python_tests.helpers import RESETS, assert_same_bits, assert_within, golden, random
@@ -23,6 +24,7 @@ from snnkern.nn import (
     Direct,
     GradientMode,
     MeanReadout,
+    NormLIF,
     SumReadout,
     TimeDistributed,
     gradient,
@@ -522,6 +524,16 @@ def test_watch_spikes_sees_every_layer() -> None:
     assert [name for name, _ in seen] == ["0", "1"]
 
 
+def test_watch_spikes_sees_what_is_packed() -> None:
+    x = random(4, 2, 3, 5)
+    seen: dict[str, Tensor] = {}
+    for spike_format in ("input", "uint8", "bits"):
+        layer = LIF(spike_format=spike_format)
+        with watch_spikes(layer, seen.__setitem__):
+            layer(x)
+        assert torch.equal(seen.pop("").float(), LIF()(x))
+
+
 def test_watch_spikes_ends_with_an_exception() -> None:
     layer = LIF()
     with pytest.raises(KeyError), watch_spikes(layer, lambda *_: None):
@@ -607,6 +619,71 @@ def test_gradient_through_the_rate() -> None:
     net = tiny_net(4).double()
     with gradient(net, "rate"):
         assert_alike(net, Plain(net).through_rates)
+
+
+class EveryStep(nn.Module):
+    """Hands on what it gets; its gradient is a copy for every step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1
+
+
+def bptr_net(between: Callable[[], nn.Module], readout: nn.Module, training: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        Direct(6),
+        TimeDistributed(nn.Conv2d(2, 4, 3, padding=1)),
+        NormLIF(4, threshold=0.5),
+        between(),
+        TimeDistributed(nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))),
+        LIF(leak=0.7, threshold=0.25),
+        between(),
+        TimeDistributed(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(20, 3))),
+        readout,
+    )
+    for module in net.modules():
+        if isinstance(module, NormLIF | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            module.running_mean.normal_()
+    return net.double().train(training)
+
+
+class Batches(TorchDispatchMode):
+    """How many images every convolution goes back over."""
+
+    sizes: list[int]
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.ops.aten.convolution_backward.default:
+            self.sizes.append(args[0].shape[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("readout", [MeanReadout(), SumReadout()], ids=["mean", "sum"])
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_through_the_rate_one_step_stands_for_all(training: bool, readout: nn.Module) -> None:
+    """The way back over one step gives what the way back over every step gives, and costs less."""
+    x = random(3, 2, 8, 8, seed=1, dtype=torch.float64).requires_grad_()
+    grads, batches = [], []
+    for between in (nn.Identity, EveryStep):
+        net = bptr_net(between, readout, training)
+        torch.manual_seed(1)  # of dropout
+        with gradient(net, "rate"):
+            logits = net(x)
+        counter = Batches()  # type: ignore[no-untyped-call]
+        counter.sizes = []
+        with counter:
+            loss = F.cross_entropy(logits, torch.tensor([0, 1, 2]))
+            wanted = [p for p in net.parameters() if p.requires_grad]
+            grads.append(torch.autograd.grad(loss, [x, *wanted]))
+        batches.append(counter.sizes)
+    for once, every in zip(*grads, strict=True):
+        assert_within(once, every, 1e-12)
+    assert grads[0][0].abs().max() > 0
+    # In training mode dropout differs from step to step, and batch norm looks at all of them.
+    assert batches == ([[18, 3], [18, 3]] if training else [[3, 3], [18, 3]])
 
 
 @pytest.mark.parametrize("readout", ["mean", "sum"])

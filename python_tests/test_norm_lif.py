@@ -246,18 +246,37 @@ def test_it_compiles_whole() -> None:
         assert_within(value, state[name], 1e-6, name)
 
 
-def _one_rank(rank: int, store: str, x: Tensor, expected: Tensor) -> None:
+def _one_rank(
+    rank: int, store: str, x: Tensor, expected: dict[str | None, dict[str, Tensor]]
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    layer = snnkern.NormLIF(3, process_group="world", surrogate=ATan()).to(x.dtype)
-    mine = x[:, rank::2].clone().requires_grad_()
-    before = mine.detach().clone()
-    spikes = layer(mine)
-    spikes.backward(torch.ones_like(spikes))
-    assert torch.equal(mine, before)
-    assert mine.grad is not None
-    assert_within(mine.grad, expected[:, rank::2], 1e-10 if x.dtype == torch.float64 else 1e-5)
+    tolerance = 1e-10 if x.dtype == torch.float64 else 1e-5
+    for mode, whole in expected.items():
+        mine = x[:, rank::2].clone()
+        before = mine.clone()
+        results = _results(mine, mode, process_group="world")
+        assert torch.equal(mine, before)
+        assert_within(results.pop("gradient"), whole["gradient"][:, rank::2], tolerance)
+        for name, value in results.items():
+            assert_within(value, whole[name], tolerance, name)
+    dist.barrier()  # none leaves while another still talks to it
     dist.destroy_process_group()
+
+
+def _results(x: Tensor, mode: str | None, **options: Any) -> dict[str, Tensor]:
+    """The gradient of the input, and the layer's buffers."""
+    layer = snnkern.NormLIF(3, surrogate=ATan(), **options).to(x.dtype)
+    x = x.requires_grad_()
+    with snnkern.gradient(layer, mode):  # type: ignore[arg-type]
+        out = layer(x)
+    out.backward(
+        torch.linspace(-1, 1, out[:, 0].numel(), dtype=x.dtype)
+        .view_as(out[:, 0])[:, None]
+        .expand_as(out)
+    )
+    assert x.grad is not None
+    return {"gradient": x.grad} | dict(layer.named_buffers())
 
 
 @pytest.mark.parametrize(
@@ -267,10 +286,8 @@ def test_statistics_are_shared_between_processes(
     tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     x = random(*shape, dtype=dtype)
-    whole = x.clone().requires_grad_()
-    spikes = snnkern.NormLIF(3, surrogate=ATan()).to(dtype)(whole)
-    spikes.backward(torch.ones_like(spikes))
-    spawn(_one_rank, (str(tmp_path / "store"), x, whole.grad), nprocs=2)
+    expected = {mode: _results(x.clone(), mode) for mode in (None, "rate", "relu")}
+    spawn(_one_rank, (str(tmp_path / "store"), x, expected), nprocs=2)
 
 
 def test_bad_arguments() -> None:

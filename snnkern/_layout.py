@@ -6,13 +6,19 @@ of it lies the same way, with time outermost. ``csrc/layout.h`` says the same in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 def step_strides(x: Tensor) -> tuple[int, ...]:
     """Strides of one step of ``x``: its own where they are dense, else contiguous ones."""
-    sizes, strides = x.shape[1:], x.stride()[1:]
+    return dense_strides(x.shape[1:], x.stride()[1:])
+
+
+def dense_strides(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """``strides`` where they are dense, else contiguous ones."""
     expected = 1
     for size, stride in sorted(
         ((size, stride) for size, stride in zip(sizes, strides, strict=True) if size != 1),
@@ -22,7 +28,7 @@ def step_strides(x: Tensor) -> tuple[int, ...]:
             break
         expected *= size
     else:
-        return strides
+        return tuple(strides)
     contiguous = []
     expected = 1
     for size in reversed(sizes):
@@ -33,11 +39,18 @@ def step_strides(x: Tensor) -> tuple[int, ...]:
 
 def empty_steps(x: Tensor, dtype: torch.dtype, timesteps: int) -> Tensor:
     """An uninitialised tensor of ``timesteps`` steps like those of ``x``, in their layout."""
-    step = step_strides(x)
+    return empty_steps_of(x, (timesteps, *x.shape[1:]), x.stride(), dtype)
+
+
+def empty_steps_of(
+    like: Tensor, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """The same for a tensor of this size and these strides, on the device of ``like``."""
     numel = 1
-    for size in x.shape[1:]:
-        numel *= size
-    return x.new_empty_strided((timesteps, *x.shape[1:]), (numel, *step), dtype=dtype)
+    for extent in size[1:]:
+        numel *= extent
+    strides = (numel, *dense_strides(size[1:], stride[1:]))
+    return like.new_empty_strided(tuple(size), strides, dtype=dtype)
 
 
 def empty_step(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ from snnkern import (
     _load,  # noqa: F401  registers the compiled kernels
     reference,
 )
-from snnkern._layout import empty_step, empty_steps
+from snnkern._layout import empty_step, empty_steps, empty_steps_of
 
 TENSORS = (
     "Tensor decay, Tensor threshold, Tensor? synapse_decay, Tensor? v_init, Tensor? current_init"
@@ -47,8 +47,14 @@ SCHEMAS = {
     "norm_backward_": "(Tensor(a!) g, Tensor x, Tensor mean, Tensor from_g, Tensor from_x, "
     "Tensor constant) -> ()",
     "channel_moments": "(Tensor x, Tensor centre) -> (Tensor sum, Tensor square)",
+    "pack_spikes": "(Tensor spikes) -> (Tensor packed, Tensor stray)",
+    "unpack_spikes": "(Tensor packed, SymInt[] size, SymInt[] stride, ScalarType dtype) -> Tensor",
 }
 OVERLOADS = ("", ".reference")
+
+
+def _empty_bits(x: Tensor, timesteps: int) -> Tensor:
+    return x.new_empty((timesteps, (x[0].numel() + 7) // 8), dtype=torch.uint8)
 
 
 def _lif_forward_fake(x: Tensor, timesteps: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +62,7 @@ def _lif_forward_fake(x: Tensor, timesteps: int, *rest: Any) -> tuple[Tensor, Te
     timesteps = timesteps or x.shape[0]
     dtype = reference.state_dtype(x.dtype)
     if spike_format == reference.BITS:
-        spikes = x.new_empty((timesteps, (x[0].numel() + 7) // 8), dtype=torch.uint8)
+        spikes = _empty_bits(x, timesteps)
     else:
         uint8 = spike_format == reference.UINT8
         spikes = empty_steps(x, torch.uint8 if uint8 else x.dtype, timesteps)
@@ -127,6 +133,16 @@ def _channel_moments_fake(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(centre), torch.empty_like(centre)
 
 
+def _pack_spikes_fake(spikes: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty_bits(spikes, spikes.shape[0]), spikes.new_empty((), dtype=torch.float64)
+
+
+def _unpack_spikes_fake(
+    packed: Tensor, size: list[int], stride: list[int], dtype: torch.dtype
+) -> Tensor:
+    return empty_steps_of(packed, size, stride, dtype)
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "lif_forward": _lif_forward_fake,
     "lif_backward": _lif_backward_fake,
@@ -134,18 +150,19 @@ FAKES: dict[str, Callable[..., Any]] = {
     "norm_lif_backward": _norm_lif_backward_fake,
     "norm_backward_": lambda *_: None,
     "channel_moments": _channel_moments_fake,
+    "pack_spikes": _pack_spikes_fake,
+    "unpack_spikes": _unpack_spikes_fake,
 }
 
 
 def _refuse_to_differentiate(name: str) -> Callable[..., NoReturn]:
     def backward(ctx: object, *grads: Tensor) -> NoReturn:
-        wanted = (
-            "a second derivative of snnkern.functional.lif"
-            if name.endswith("backward")
-            else (
-                f"the derivative of torch.ops.snnkern.{name}; call snnkern.functional.lif instead"
-            )
-        )
+        if name.endswith("backward"):
+            wanted = "a second derivative of snnkern.functional.lif"
+        else:
+            wanted = f"the derivative of torch.ops.snnkern.{name}"
+            if "pack" not in name:
+                wanted += "; call snnkern.functional.lif instead"
         raise NotImplementedError(
             f"asked for {wanted}: a spike has a surrogate for its first derivative, nothing beyond"
         )

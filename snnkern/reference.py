@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snnkern._layout import empty_step, empty_steps
+from snnkern._layout import empty_step, empty_steps, empty_steps_of
 
 # Options that the ops take as a number are its place in these.
 CHARGES = ("leak", "euler", "euler_box", "decay_input", "decay")
@@ -106,6 +106,7 @@ SURROGATES: dict[str, Derivative | None] = {
 
 KINDS = tuple(SURROGATES)
 SPIKE_TIME = KINDS.index("spike_time")
+RATE = KINDS.index("rate")
 
 
 class Neuron(NamedTuple):
@@ -212,6 +213,28 @@ def in_memory_order(spikes: Tensor) -> Tensor:
     strides = spikes.stride()
     order = sorted(range(1, spikes.dim()), key=lambda d: -strides[d])
     return spikes.permute(0, *order).flatten(1)
+
+
+def pack_spikes(spikes: Tensor) -> tuple[Tensor, Tensor]:
+    """Spikes ``[T, ...]`` as bits, and the first value in memory that is neither 0 nor 1.
+
+    That is a float64 number on its own, 0 where there is none; the bits mean nothing otherwise.
+    """
+    dense = empty_steps(spikes, spikes.dtype, spikes.shape[0]).copy_(spikes)
+    rows = in_memory_order(dense)
+    strays = ((rows != 0) & (rows != 1)).flatten()
+    # Without a look at the values, for which a GPU would have to be waited for.
+    first = rows.flatten()[strays.to(torch.uint8).argmax()].to(torch.float64)
+    return pack_bits(rows), torch.where(strays.any(), first, 0)
+
+
+def unpack_spikes(packed: Tensor, size: list[int], stride: list[int], dtype: torch.dtype) -> Tensor:
+    """Bits as spikes, whose steps lie as those of a tensor of this size and these strides do."""
+    spikes = empty_steps_of(packed, size, stride, dtype)
+    rows = in_memory_order(spikes)  # a view, since the steps are dense
+    bits = packed.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8, device=packed.device)
+    rows.copy_((bits & 1).flatten(1)[:, : rows.shape[1]])
+    return spikes
 
 
 def _neuron(
@@ -418,39 +441,51 @@ def lif_backward(
         else:
             since = torch.full_like(start, math.inf)
 
-    def spike_step(v: Tensor, ds_dv: Tensor, gs: Tensor, gu: Tensor, g_next: Tensor) -> Tensor:
-        """From dL/du of a step to its dL/dv; the threshold's share is added up."""
-        s = neuron.fires(v)
-        g_spike, g_membrane = gs, gu
-        if reset == HARD:
-            g_spike = gs if detach_reset else gs + gu * (v_reset - v)
-            g_membrane = torch.where(s, 0, gu)
-        elif reset == SOFT:
-            g_spike = gs if detach_reset else gs - gu * neuron.threshold
-            sums["threshold"] = sums["threshold"] - torch.where(s, gu, 0)
-        elif reset == DELAYED_SOFT:
-            g_spike = gs if detach_reset else gs - g_next * neuron.threshold
-            sums["threshold"] = sums["threshold"] - torch.where(s, g_next, 0)
-        through_spike = g_spike * ds_dv
-        minus_dthreshold = torch.where(is_normalized != 0, v * inverse, 1)
-        sums["threshold"] = sums["threshold"] - through_spike * minus_dthreshold
-        return g_membrane + through_spike
+    def spike_step(
+        v: Tensor, ds_dv: Tensor, gs: Tensor, g_next: Tensor, du: Tensor, delayed: float
+    ) -> Tensor:
+        """One step back, to dL/dv[t] from dL/dv[t+1]; the threshold's share is added up.
 
-    gu = zero if grad_state is None else grad_state
+        ``du`` is dv[t+1]/du[t], ``delayed`` is 1 if the next step subtracts what a delayed reset
+        owes.
+        """
+        s = neuron.fires(v)
+        by_spike, by_state, by_threshold = zero, du, zero
+        if reset == HARD:
+            by_spike = du * ((v_reset - v) * ds_dv)
+            by_state = torch.where(s, 0, du)
+        elif reset == SOFT:
+            by_spike = -du * (neuron.threshold * ds_dv)
+            by_threshold = torch.where(s, -du, 0)
+        elif reset == DELAYED_SOFT:
+            by_spike = -delayed * (neuron.threshold * ds_dv)
+            by_threshold = torch.where(s, -delayed, zero)
+        if detach_reset:
+            by_spike = zero
+        from_above = gs * ds_dv
+        minus_dthreshold = torch.where(is_normalized != 0, v * inverse, 1)
+        through_spike = from_above + g_next * by_spike
+        share = g_next * by_threshold - through_spike * minus_dthreshold
+        sums["threshold"] = sums["threshold"] + share
+        return from_above + g_next * (by_spike + by_state)
+
+    # At the end of time stands the final state instead of a next step.
+    g = zero if grad_state is None else grad_state
+    du, delayed = torch.ones_like(zero), 0.0
     gc = zero if grad_current is None else grad_current
-    g_next = zero
     steps: list[Tensor] = []
     for t in reversed(range(timesteps)):
-        g = spike_step(membranes[t], derivatives[t + 1], grads[t], gu, g_next)
+        g = spike_step(membranes[t], derivatives[t + 1], grads[t], g, du, delayed)
         du, dx, ddecay = neuron.charge_derivatives(states[t], currents[t])
+        delayed = 1.0
         sums["decay"] = sums["decay"] + g * ddecay
         step, gc, synapse_share = neuron.conduct_gradient(dx * g, gc, synapses[t], inputs[t])
         sums["synapse_decay"] = sums["synapse_decay"] + synapse_share
         steps.append(step)
-        gu, g_next = du * g, g
-    if looks_at_start:
-        gu = spike_step(start, derivatives[0], at_start, gu, g_next)
-    return gradients(steps[::-1], sums, gu, gc)
+    of_start = (
+        spike_step(start, derivatives[0], at_start, g, du, delayed) if looks_at_start else du * g
+    )
+    return gradients(steps[::-1], sums, of_start, gc)
 
 
 def _sum_to(parameter: Tensor, neuron_grad: Tensor) -> Tensor:

@@ -3,59 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnkern._checks import check_number
-from snnkern.nn import LIF, Gradient, gradient
+from snnkern._checks import check_images, check_number
+from snnkern.nn import Gradient, check_stateless, evaluation_mode, gradient
 
 Loss = Callable[[Tensor], Tensor]
-
-
-@contextmanager
-def attacked(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without parameter gradients; afterwards as it was."""
-    training = [(module, module.training) for module in model.modules()]
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        for module, _ in training:
-            module.training = False
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
-        for parameter, mode in wanted:
-            parameter.requires_grad_(mode)
-
-
-def check_stateless(model: nn.Module) -> None:
-    """Raises where a layer carries state from call to call: no two calls are then alike."""
-    for name, module in model.named_modules():
-        if isinstance(module, LIF) and module.stateful:
-            raise ValueError(
-                f"model holds {name or 'a LIF'} with stateful=True, expected layers that start "
-                "from rest at every call"
-            )
-
-
-def check_images(x: Tensor, y: Tensor) -> None:
-    """Raises unless ``x`` is a batch of images in ``[0, 1]`` with one label ``y`` each."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
-        shown = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x is {shown}, expected a float tensor [N, ...] of at least one image")
-    low, high = (bound.item() for bound in torch.aminmax(x))
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"x has values between {low} and {high}, expected pixels in [0, 1]")
-    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
-        shown = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"y is {shown}, expected int64 labels [{x.shape[0]}], one per image")
 
 
 @dataclass(frozen=True)
@@ -86,8 +44,9 @@ class Attack(ABC):
         """Adversarial images."""
         check_images(x, y)
         check_stateless(model)
-        x = x.detach()
-        with attacked(model), gradient(model, self.gradient):
+        # Crafting needs gradients, also where the caller wants none.
+        with torch.inference_mode(False), evaluation_mode(model), gradient(model, self.gradient):
+            x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
             adversarial = self.perturb(
                 lambda images: F.cross_entropy(model(images), y, reduction="sum"), x, generator
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snnkern.attacks.attack import Attack, attacked, check_images, check_stateless
-from snnkern.nn import watch_spikes
+from snnkern._checks import check_images
+from snnkern.attacks.attack import Attack
+from snnkern.nn import check_stateless, evaluation_mode, watch_spikes
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,11 @@ def evaluate(
     seconds = dict.fromkeys(names, 0.0)
     labels: list[Tensor] = []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    generator = torch.Generator(device).manual_seed(seed)
+    # One for each attack, so that none depends on which others are there.
+    generators = {
+        name: torch.Generator(device).manual_seed(seed + zlib.crc32(name.encode()))
+        for name in names
+    }
     counted = 0
 
     def count(name: str, layer_spikes: Tensor) -> None:
@@ -129,9 +135,9 @@ def evaluate(
             for name in names:
                 bar.set_postfix_str(name)
                 start = time.perf_counter()
-                images = x if name == "clean" else attacks[name](model, x, y, generator)
+                images = x if name == "clean" else attacks[name](model, x, y, generators[name])
                 counted = 0
-                with torch.no_grad(), attacked(model), watch_spikes(model, count):
+                with torch.no_grad(), evaluation_mode(model), watch_spikes(model, count):
                     predictions[name].append(model(images).argmax(1).cpu())
                 spikes[name] += counted
                 seconds[name] += time.perf_counter() - start

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from snnkern._checks import check_number
-from snnkern.attacks.attack import attacked, check_images
+from snnkern._checks import check_images, check_number
 from snnkern.certify import ibp
 from snnkern.models import SpikingNetwork
+from snnkern.nn import evaluation_mode
 
 Method = Literal["ibp"]
 METHODS = ("ibp",)
@@ -65,7 +65,7 @@ def bounds(
         raise ValueError(
             f"y is {y.dtype} {list(y.shape)}, expected int64 labels [{lower.shape[0]}]"
         )
-    with torch.autocast(lower.device.type, enabled=False), torch.no_grad(), attacked(model):
+    with torch.autocast(lower.device.type, enabled=False), torch.no_grad(), evaluation_mode(model):
         box = ibp.propagate(
             model.encoder, ibp.propagate(model.normalize, ibp.Interval(lower, upper))
         )

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from snnkern import reference
 from snnkern.models import Normalize
-from snnkern.nn import LIF, Direct, MeanReadout, SumReadout, TimeDistributed
+from snnkern.nn import LIF, Direct, MeanReadout, SharedDropout, SumReadout, TimeDistributed, packed
 
 
 class Interval(NamedTuple):
@@ -198,9 +198,13 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
     nn.AvgPool2d: _avg_pool,
+    packed.Linear: _linear,
+    packed.Conv2d: _conv,
+    packed.AvgPool2d: _avg_pool,
     nn.Flatten: lambda module, box: box.map(module),
     nn.Identity: lambda module, box: box,
     nn.Dropout: lambda module, box: box,
+    SharedDropout: lambda module, box: box,
     Normalize: lambda module, box: box.map(module),
     Direct: lambda module, box: box.map(module),
     TimeDistributed: _time_distributed,
@@ -263,7 +267,9 @@ def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tenso
     """
     timesteps = box.lower.shape[0]
     last = layers[-1]
-    if runs_as(last, TimeDistributed) and runs_as(last.module, nn.Linear):
+    if runs_as(last, TimeDistributed) and (
+        runs_as(last.module, nn.Linear) or runs_as(last.module, packed.Linear)
+    ):
         for layer in layers[:-1]:
             box = propagate(layer, box)
         counts = Interval(box.lower.sum(0), box.upper.sum(0))

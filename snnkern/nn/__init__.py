@@ -1,23 +1,32 @@
-"""Modules: neurons, encoders, containers along time, readouts."""
+"""Modules: neurons, layers for their spikes, encoders, containers along time, readouts."""
 
 from snnkern.nn.encoding import Direct, RateCoding
+from snnkern.nn.evaluation import check_stateless, evaluation_mode
 from snnkern.nn.gradient import Gradient, GradientMode, gradient
 from snnkern.nn.neuron import IF, LIF
 from snnkern.nn.norm import NormLIF
+from snnkern.nn.packed import AvgPool2d, Conv2d, Linear, MaxPool2d
 from snnkern.nn.recording import watch_spikes
-from snnkern.nn.time import MeanReadout, SumReadout, TimeDistributed
+from snnkern.nn.time import MeanReadout, SharedDropout, SumReadout, TimeDistributed
 
 __all__ = [
     "IF",
     "LIF",
+    "AvgPool2d",
+    "Conv2d",
     "Direct",
     "Gradient",
     "GradientMode",
+    "Linear",
+    "MaxPool2d",
     "MeanReadout",
     "NormLIF",
     "RateCoding",
+    "SharedDropout",
     "SumReadout",
     "TimeDistributed",
+    "check_stateless",
+    "evaluation_mode",
     "gradient",
     "watch_spikes",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from snnkern import functional
 from snnkern._checks import check_int, check_number
+from snnkern.autograd import Held
 from snnkern.nn.gradient import GradientMode
 
 
@@ -27,6 +28,9 @@ class Direct(GradientMode):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, ...] -> [T, N, ...]``."""
+        if self.through_rate:
+            held: Tensor = Held.apply(x, self.timesteps)
+            return held
         return x.expand(1 if self.is_relu else self.timesteps, *x.shape)
 
     def extra_repr(self) -> str:

@@ -25,6 +25,11 @@ class GradientMode(nn.Module):
         """Whether the module acts as part of a ReLU network without a time axis."""
         return self.relu or self.gradient_mode == "relu"
 
+    @property
+    def through_rate(self) -> bool:
+        """Whether gradients pass through rates, where no step differs from another."""
+        return isinstance(self.gradient_mode, Rate)
+
     def active_surrogate(self, own: Surrogate) -> Surrogate:
         """The surrogate to differentiate by: ``own``, unless ``gradient`` set another."""
         return self.gradient_mode if isinstance(self.gradient_mode, Surrogate) else own

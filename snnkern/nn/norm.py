@@ -69,20 +69,10 @@ class NormLIF(LIF):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Spikes, and the final state with ``return_state``."""
-        if self.is_relu:
-            merged = nn.functional.batch_norm(
-                x.flatten(0, 1),
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.training or self.running_mean is None,
-                self.momentum,
-                self.eps,
-            )
-            return merged.view(x.shape).relu()
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        if self.is_relu:
+            return self._normalised(x.flatten(0, 1)).view(x.shape).relu()
         result: Tensor | tuple[Tensor, ...] = functional.norm_lif(
             x,
             self.running_mean,
@@ -96,6 +86,42 @@ class NormLIF(LIF):
             **self.neuron_options(),
         )
         return result
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """Batch norm of ``[N, C, ...]`` by itself, as part of a ReLU network."""
+        group = self._group()
+        if group is None:
+            return nn.functional.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.training or self.running_mean is None,
+                self.momentum,
+                self.eps,
+            )
+        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+        others = [0, *range(2, x.dim())]
+        channel = [1, -1, *(1,) * (x.dim() - 2)]
+
+        def mean_over_ranks(values: Tensor) -> Tensor:
+            total: Tensor = all_reduce(values.sum(others), group=group)
+            return total / count
+
+        count = x.new_tensor(x.numel() // x.shape[1])
+        torch.distributed.all_reduce(count, group=group)
+        mean = mean_over_ranks(x)
+        deviation = x - mean.view(channel)
+        var = mean_over_ranks(deviation.square())
+        if self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        scale = torch.rsqrt(var + self.eps)
+        out = deviation * (scale if self.weight is None else scale * self.weight).view(channel)
+        return out if self.bias is None else out + self.bias.view(channel)
 
     def _group(self) -> Any:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

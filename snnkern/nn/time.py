@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from snnkern.autograd import Held, RateDistributed, is_constant
+from snnkern.nn import packed
+from snnkern.nn.gradient import GradientMode
 
 # What these make of one step does not depend on any other, nor on chance.
 _TIME_INVARIANT = (
@@ -19,16 +24,31 @@ _TIME_INVARIANT = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
+    packed.Conv2d,
+    packed.Linear,
+    packed.AvgPool2d,
+    packed.MaxPool2d,
     nn.Flatten,
     nn.Identity,
 )
+_NOT_AFFINE = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, packed.MaxPool2d)
+# Affine, and the same at every step, once they no longer learn.
+_AFFINE_IN_EVALUATION = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Dropout3d,
+)
 
 
-class TimeDistributed(nn.Module):
+class TimeDistributed(GradientMode):
     """Runs a stateless module on all time steps at once, as one batch of ``T * N``.
 
     An input that is constant in time (stride 0, as from ``Direct``) runs through convolutions,
-    linear layers and pooling once.
+    linear layers and pooling once. Where ``snnkern.gradient`` asks for BPTR, a gradient that is
+    constant in time goes back through an affine module once.
 
     Args:
         module: takes ``[N, ...]`` and gives ``[N, ...]``.
@@ -41,16 +61,48 @@ class TimeDistributed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[T, N, ...] -> [T, N, ...]``."""
         timesteps = x.shape[0]
-        if timesteps > 1 and x.stride(0) == 0 and self._is_time_invariant():
+        if is_constant(x) and self._is_time_invariant():
             once: Tensor = self.module(x[0])
+            if self.through_rate:
+                held: Tensor = Held.apply(once, timesteps)
+                return held
             return once.expand(timesteps, *once.shape)
+        if self.through_rate and self._is_affine():
+            result: Tensor = RateDistributed.apply(x, self.module, *self.module.parameters())
+            return result
         merged: Tensor = self.module(x.flatten(0, 1))
         return merged.view(timesteps, -1, *merged.shape[1:])
 
-    def _is_time_invariant(self) -> bool:
+    def _parts(self) -> list[nn.Module]:
         # Exact types: what a subclass or a container of the user's own does is not known.
-        parts = list(self.module.modules())
-        return all(type(part) in _TIME_INVARIANT or type(part) is nn.Sequential for part in parts)
+        return [part for part in self.module.modules() if type(part) is not nn.Sequential]
+
+    def _is_time_invariant(self) -> bool:
+        return all(type(part) in _TIME_INVARIANT for part in self._parts())
+
+    def _is_affine(self) -> bool:
+        # A layer that insists on spikes refuses their mean, which RateDistributed would show it.
+        if any(getattr(part, "spike_input", None) for part in self._parts()):
+            return False
+        return all(
+            (type(part) in _TIME_INVARIANT and type(part) not in _NOT_AFFINE)
+            or (type(part) in _AFFINE_IN_EVALUATION and not part.training)
+            for part in self._parts()
+        )
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout whose mask is the same in all time steps, ``[T, N, ...] -> [T, N, ...]``.
+
+    Kundu et al. 2021, after the hybrid training of Rathi et al. 2020. ``nn.Dropout`` on the same
+    tensor draws a mask for every step.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The spikes of the neurons that stay, scaled by ``1 / (1 - p)``."""
+        if not self.training:
+            return input
+        return input * super().forward(torch.ones_like(input[:1]))
 
 
 class MeanReadout(nn.Module):
@@ -61,7 +113,8 @@ class MeanReadout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The mean over time."""
-        return x.mean(0)
+        # Not mean(), whose gradient would be T copies.
+        return x.sum(0) / x.shape[0]
 
 
 class SumReadout(nn.Module):

@@ -1,0 +1,91 @@
+"""What the benchmarks make of seconds and outputs; the benchmarks themselves are no tests."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.comparison import (
+    YARDSTICK,
+    Comparison,
+    Contenders,
+    Quartiles,
+    Setting,
+    first_calls,
+    layer_shape,
+    tables,
+)
+
+
+def outputs_of(*tensors: Tensor) -> Contenders:
+    return {str(index): partial(tuple, [tensor]) for index, tensor in enumerate(tensors)}
+
+
+def test_layers_have_one_size_per_place_whatever_the_steps() -> None:
+    for place in ("beyond", "inside"):
+        shapes = [layer_shape(timesteps, place) for timesteps in (4, 8, 32)]
+        assert [shape[0] for shape in shapes] == [4, 8, 32]
+        assert len({math.prod(shape) for shape in shapes}) == 1
+    assert layer_shape(8, "beyond") == (8, 64, 64, 32, 32)
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-2])
+def test_first_calls_refuse_outputs_that_differ(tolerance: float | None) -> None:
+    spikes = torch.ones(1000)
+    assert list(first_calls(outputs_of(spikes, spikes.clone()), tolerance)) == ["0", "1"]
+    for other in (spikes[None], spikes * math.nan, spikes * 1.1):
+        with pytest.raises(AssertionError, match=r"^1: "):
+            first_calls(outputs_of(spikes, other), tolerance)
+
+
+def test_a_flipped_spike_needs_a_tolerance() -> None:
+    spikes = torch.ones(1000)
+    flipped = spikes.clone()
+    flipped[7] = 0
+    with pytest.raises(AssertionError):
+        first_calls(outputs_of(spikes, flipped))
+    first_calls(outputs_of(spikes, flipped), 0.04)  # sqrt(1 / 1000) is 0.032
+    with pytest.raises(AssertionError):
+        first_calls(outputs_of(spikes, flipped), 0.03)
+
+
+def comparison(threads: int) -> Comparison:
+    """Per element: 1 ns for the yardstick, 2 for ours, 6 for the other, 4 for ours alone."""
+    result = Comparison(
+        "case",
+        Setting("kept", threads),
+        shape=(10, 100),
+        ideal_bytes=12,
+        contenders={"ours": tuple, "other": tuple},
+        bars={"ours": 0.7, "other": 2.5},
+        first_call={"ours": 0.5, "other": 9.0},
+    )
+    result.seconds = {YARDSTICK: [1e-6] * 3, "ours": [2e-6] * 3, "other": [6e-6] * 3}
+    if threads > 1:
+        result.seconds_alone = {YARDSTICK: [1e-6] * 3, "ours": [4e-6] * 3}
+    return result
+
+
+def test_what_follows_from_the_seconds() -> None:
+    two = comparison(2)
+    assert two.nanoseconds("ours") == pytest.approx(2)
+    assert two.share_of_add("ours") == pytest.approx(0.5)
+    assert two.ratio("other", "ours") == pytest.approx(Quartiles(3, 3, 3))
+    assert two.speedup("ours") == pytest.approx(Quartiles(2, 2, 2))
+    assert two.speedup("other") is None
+    assert comparison(1).speedup("ours") is None
+
+
+def test_tables_state_the_bars_and_leave_out_empty_columns() -> None:
+    one, two = tables([comparison(2), comparison(1)]).split("\n\n**")
+    cells = [[cell.strip() for cell in line.split("|")[2:-2]] for line in one.splitlines()]
+    assert cells[-2:] == [
+        ["ours", "2.000", "6.0", "50 % [70]", "", "2.00 (2.00 to 2.00) [1.7]"],
+        ["other", "6.000", "2.0", "17 %", "3.00 (3.00 to 3.00) [2.5]", ""],
+    ]
+    assert "1 thread over all" in one
+    assert "1 thread over all" not in two
