@@ -18,7 +18,7 @@ from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
 from snnkern._checks import check_int, check_number
-from snnkern.attacks.attack import attacked, check_stateless
+from snnkern.nn import check_stateless, evaluation_mode
 from snnkern.training.chance import chance, set_chance
 from snnkern.training.method import Memory, Method, Natural
 from snnkern.training.ranks import Ranks
@@ -293,7 +293,7 @@ class _Training:
 
     def _accuracy(self, loader: Batches) -> float:
         right, samples = 0.0, 0.0
-        with torch.no_grad(), attacked(self.model):
+        with torch.no_grad(), evaluation_mode(self.model):
             for x, y in loader:
                 predicted = self.model(x.to(self.device)).argmax(1).cpu()
                 right += (predicted == y.cpu()).sum().item()
