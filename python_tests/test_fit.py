@@ -36,7 +36,9 @@ from snnkern.training import (
     fit,
     load_checkpoint,
     read_metrics,
+    save_checkpoint,
 )
+from snnkern.training.run import RunFolder
 
 fit_module = sys.modules["snnkern.training.fit"]
 # One process that has imported everything forks all others.
@@ -376,8 +378,6 @@ def test_metrics_neither_lose_nor_double_a_line(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before and after the line of an epoch, and in the middle of it."""
-    from snnkern.training.run import RunFolder
-
     whole = tmp_path / "whole"
     expected = fit(tiny_net(), batches(), epochs=4, folder=whole, progress=False)
     right = getattr(RunFolder, where)
@@ -484,13 +484,17 @@ def test_what_diverged_keeps_the_last_good_checkpoint(weight: bool, tmp_path: Pa
     assert all(value.isfinite().all() for value in kept["model"].values())
 
 
+def test_other_data_is_not_resumed_on(tmp_path: Path) -> None:
+    fit(tiny_net(), batches(3), epochs=1, folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="batches is 2, expected 3, with which the run in"):
+        fit(tiny_net(), batches(2), epochs=1, folder=tmp_path, resume=True, progress=False)
+
+
 def test_a_loader_with_another_generator_is_not_resumed(tmp_path: Path) -> None:
     data = TensorDataset(*batches(1)[0])
     fit(tiny_net(), DataLoader(data, 3, generator=torch.Generator()), epochs=1, folder=tmp_path,
         progress=False)  # fmt: skip
     state = load_checkpoint(tmp_path / "last.safetensors")
-    from snnkern.training import save_checkpoint
-
     save_checkpoint(tmp_path / "last.safetensors", state | {"epoch": 0})
     with pytest.raises(ValueError, match="train_loader has 0 generators of its own, expected 1"):
         fit(tiny_net(), DataLoader(data, 3), epochs=1, folder=tmp_path, resume=True, progress=False)

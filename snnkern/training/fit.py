@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import closing, contextmanager
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,10 @@ from tqdm import tqdm
 from snnkern._checks import check_int, check_number
 from snnkern.nn import check_stateless, evaluation_mode
 from snnkern.training.chance import chance, set_chance
+from snnkern.training.interrupts import interrupts_noted
 from snnkern.training.method import Memory, Method, Natural
 from snnkern.training.ranks import Ranks
-from snnkern.training.run import EpochRecord, RunFolder
+from snnkern.training.run import EpochRecord, RunFolder, scalars
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -124,6 +123,7 @@ def fit(
         settings = {
             "method": str(method),
             "epochs": epochs,
+            "batches": len(train_loader) if isinstance(train_loader, Sized) else None,
             "optimizer": type(optimizer).__name__,
             "optimizer_options": {name: str(value) for name, value in optimizer.defaults.items()},
             "scheduler": type(scheduler).__name__,
@@ -194,8 +194,8 @@ class _Training:
             self.run.begin()
         batches = len(self.loader) if isinstance(self.loader, Sized) else None
         with (
-            self._keeping_interrupts(),
-            _scalars(self.run if tensorboard else None, self.epoch) as write_scalars,
+            interrupts_noted(self._note) if self.run is not None else nullcontext(),
+            scalars(self.run if tensorboard else None, self.epoch) as write_scalars,
             tqdm(
                 total=epochs * batches if batches else None,
                 initial=self.epoch * batches + self.step if batches else 0,
@@ -344,22 +344,8 @@ class _Training:
         }
         self.epoch_chance, self.restored_chance = rank["epoch_chance"], rank["chance"]
 
-    @contextmanager
-    def _keeping_interrupts(self) -> Iterator[None]:
-        """The first Ctrl-C waits for the end of the step, so that the run can be resumed."""
-        if self.run is None or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, frame: object) -> None:
-            self.noted = True
-            signal.signal(signal.SIGINT, before)
-
-        before = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def _note(self) -> None:
+        self.noted = True
 
     def _stop(self) -> None:
         assert self.run is not None
@@ -377,26 +363,3 @@ class _Training:
         raise FloatingPointError(
             f"{what} in epoch {self.epoch}; lr is {rates}, try a lower one{kept}"
         )
-
-
-@contextmanager
-def _scalars(run: RunFolder | None, epoch: int) -> Iterator[Any]:
-    """What writes the metrics of an epoch for TensorBoard, or nothing without a run."""
-    if run is None or not run.writes:
-        yield lambda record: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "tensorboard is True, and it is not installed: pip install 'snnkern[tensorboard]'"
-        ) from error
-    with SummaryWriter(run.path / "tensorboard", purge_step=epoch) as writer:
-
-        def write(record: EpochRecord) -> None:
-            for name in ("loss", "accuracy", "val_accuracy", "lr"):
-                value = getattr(record, name)
-                if value is not None:
-                    writer.add_scalar(name, value, record.epoch)
-
-        yield write

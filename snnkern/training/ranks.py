@@ -29,6 +29,8 @@ class Ranks:
             and distributed.is_torchelastic_launched()
             and not distributed.is_initialized()
         ):
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # where nccl puts what it gathers
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         together = available and distributed.is_initialized()
         self.device = device

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,26 @@ def read_metrics(folder: Path) -> list[EpochRecord]:
     """The epochs of a run, from its ``metrics.jsonl``."""
     lines: Iterable[str] = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [EpochRecord(**json.loads(line)) for line in lines]
+
+
+@contextmanager
+def scalars(run: RunFolder | None, epoch: int) -> Iterator[Callable[[EpochRecord], None]]:
+    """What writes the metrics of an epoch for TensorBoard, or nothing without a run."""
+    if run is None or not run.writes:
+        yield lambda record: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard is True, and it is not installed: pip install 'snnkern[tensorboard]'"
+        ) from error
+    with SummaryWriter(run.path / "tensorboard", purge_step=epoch) as writer:
+
+        def write(record: EpochRecord) -> None:
+            for name in ("loss", "accuracy", "val_accuracy", "lr"):
+                value = getattr(record, name)
+                if value is not None:
+                    writer.add_scalar(name, value, record.epoch)
+
+        yield write
