@@ -344,13 +344,12 @@ class CutError(Exception):
     """A process that ends, as far as a test in one process can say so."""
 
 
-@pytest.mark.parametrize("method", trainings.METHODS)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("method", "workers"), [("natural", 0), ("rat", 0), ("hire", 0), ("hire", 2)]
+)
 def test_a_resumed_run_ends_with_the_same_bits(
     method: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if workers and method != "hire":
-        pytest.skip("workers are the same to all methods")
     undisturbed = trainings.single(method, workers=workers)
     right, count = fit_module._Training._train_on, 0
 
@@ -569,12 +568,13 @@ def test_two_ranks_of_rat_keep_the_same_weights_and_resume(tmp_path: Path) -> No
         assert process.exitcode == 0
     cut = tmp_path / "cut"
     ranks = [start(trainings.rank, "rat", cut, 32, r, 1) for r in range(2)]
-    while not (cut / "run" / "last.safetensors").exists():
+    limit = time.monotonic() + 60
+    while not (cut / "run" / "last.safetensors").exists() and time.monotonic() < limit:
         time.sleep(0.01)
     for process in ranks:
         process.kill()
         process.join()
-    assert not (cut / "rank0.safetensors").exists()
+    assert (cut / "run" / "last.safetensors").exists()
     for process in [start(trainings.rank, "rat", cut, 32, r, 2) for r in range(2)]:
         process.join(120)
         assert process.exitcode == 0
