@@ -159,6 +159,7 @@ def test_what_a_recipe_says_is_what_is_built(tmp_path: Path) -> None:
         ({"epochs": "epochs = 0"}, "epochs is 0, expected an int of at least 1"),
         ({"epochs": "epoch = 3"}, "epoch is not a key, expected one of title, start, epochs"),
         ({"epochs": ""}, "epochs missing, expected in every recipe"),
+        ({"title": 'title = ""\nthreads = 0'}, "threads is 0, expected an int of at least 1"),
         ({"title": "title = 3"}, "title is 3, expected a value of type str"),
         ({"title": 'title = ""\nclip_norm = "1"'}, "clip_norm is '1', expected a value of type fl"),
         ({"lr": "lr = -1"}, "optimizer: Invalid learning rate: -1"),
@@ -237,6 +238,20 @@ def test_a_recipe_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, value in whole["model"].items():
         assert torch.equal(resumed["model"][name], value)
     assert (tmp_path / "cut" / "recipe.toml").read_text() == recipe.text
+
+
+def test_a_small_network_is_trained_by_one_thread(
+    tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More cost it time, and the bits of a run depend on them."""
+    seen = []
+    monkeypatch.setattr(
+        "snnkern.training.train.fit", lambda *_, **__: seen.append(torch.get_num_threads())
+    )
+    train(Recipe.load("digits_rat"), tmp_path)
+    train(Recipe.load(written(tmp_path)), tmp_path)
+    assert seen == [1, 2]
+    assert torch.get_num_threads() == 2
 
 
 def test_seed_and_epochs_instead_of_the_recipes(tmp_path: Path) -> None:

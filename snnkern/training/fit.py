@@ -73,8 +73,8 @@ def fit(
             checkpoint.
         recipe: a text that says how model, data and all of this came about, kept as
             ``recipe.toml``.
-        resume: go on from the last checkpoint in ``folder``, if there is one. On the CPU the run
-            ends with the bits it would have had undisturbed.
+        resume: go on from the last checkpoint in ``folder``, if there is one. On the CPU, with as
+            many threads, the run ends with the bits it would have had undisturbed.
         checkpoint_every: write the last checkpoint after so many batches too.
         tensorboard: write the metrics for TensorBoard too, to ``folder/tensorboard``.
         progress: show a progress bar.

@@ -72,6 +72,7 @@ KEYS = {
     "batch_size": int,
     "clip_norm": float,
     "autocast": str,
+    "threads": int,
     "data": dict,
     "model": dict,
     "method": dict,
@@ -182,8 +183,8 @@ def _check_keys(settings: Table, file: str) -> None:
     missing = [key for key in REQUIRED if key not in settings]
     if missing:
         raise ValueError(f"{file}: {', '.join(missing)} missing, expected in every recipe")
-    for key in ("epochs", "batch_size"):
-        check_int(f"{file}: {key}", settings[key], 1)
+    for key in ("epochs", "batch_size", "threads"):
+        check_int(f"{file}: {key}", settings.get(key, 1), 1)
     if settings.get("autocast", "none") not in AUTOCAST:
         raise ValueError(_unknown(f"{file}: autocast", settings["autocast"], AUTOCAST))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -58,24 +60,36 @@ def train(
     split = recipe.split(data)
     torch.manual_seed(seed + ranks.rank)  # dropout and augmentation differ, weights do not
     optimizer = recipe.optimizer(model)
-    return fit(
-        model,
-        _loader(split.train, recipe.settings["batch_size"], seed, ranks),
-        recipe.method(),
-        epochs=epochs,
-        optimizer=optimizer,
-        scheduler=recipe.schedule(optimizer, epochs),
-        val_loader=_loader(split.test, recipe.settings["batch_size"], None, ranks),
-        clip_norm=recipe.settings.get("clip_norm"),
-        autocast=recipe.autocast,
-        seed=seed,
-        folder=folder,
-        recipe=recipe.text,
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        tensorboard=tensorboard,
-        progress=progress,
-    )
+    with _threads(recipe.settings.get("threads")):
+        return fit(
+            model,
+            _loader(split.train, recipe.settings["batch_size"], seed, ranks),
+            recipe.method(),
+            epochs=epochs,
+            optimizer=optimizer,
+            scheduler=recipe.schedule(optimizer, epochs),
+            val_loader=_loader(split.test, recipe.settings["batch_size"], None, ranks),
+            clip_norm=recipe.settings.get("clip_norm"),
+            autocast=recipe.autocast,
+            seed=seed,
+            folder=folder,
+            recipe=recipe.text,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            tensorboard=tensorboard,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Within the block torch computes with so many threads; None leaves it as it is."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _loader(
