@@ -6,12 +6,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from python_tests.helpers import golden
 from snnkern import IF, LIF
 from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import MeanReadout, SumReadout, TimeDistributed
+from snnkern.surrogate import Triangle
 
 
 def fc_layers(widths: tuple[int, ...], **neuron: Any) -> nn.Sequential:
@@ -81,6 +83,65 @@ def rat_smallnet() -> tuple[SpikingNetwork, dict[str, nn.Module]]:
         }
         part.load_state_dict(state, strict=False)
     return net, parts
+
+
+class Times(nn.Module):
+    """Multiplies by a mask: dropout whose draw is given."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask
+
+
+def hire_net(
+    data: dict[str, NDArray[Any]], masks: dict[str, Tensor] | None = None
+) -> tuple[SpikingNetwork, list[nn.Module], list[LIF]]:
+    """The float64 network of golden data hire_*, its layers with weights, and its neurons."""
+    convs = [nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in ((3, 6), (6, 8), (8, 8))]
+    linears = [nn.Linear(i, o, bias=False) for i, o in ((32, 16), (16, 5))]
+    neurons = [
+        LIF(
+            float(data[f"sd.leak.l{key}"]),
+            float(data[f"sd.threshold.t{key}"]),
+            learn_leak=True,
+            learn_threshold=True,
+            reset="soft",
+            detach_reset=True,
+            strict=True,
+            surrogate=Triangle(scale=0.3, normalized=True),
+        )
+        for key in data["keys"]
+    ]
+    drop = {name: nn.Identity() if masks is None else Times(masks[name]) for name in ("5", "11")}
+    layers = nn.Sequential(
+        TimeDistributed(convs[0]),
+        neurons[0],
+        TimeDistributed(nn.AvgPool2d(2)),
+        TimeDistributed(convs[1]),
+        neurons[1],
+        drop["5"],
+        TimeDistributed(convs[2]),
+        neurons[2],
+        TimeDistributed(nn.Sequential(nn.AvgPool2d(2), nn.Flatten())),
+        TimeDistributed(linears[0]),
+        neurons[3],
+        drop["11"],
+        TimeDistributed(linears[1]),
+    )
+    normalize = Normalize([0.0] * 3, [1.0] * 3)
+    timesteps = int(data.get("T_total", data.get("T")))  # type: ignore[arg-type]
+    net = SpikingNetwork(timesteps, normalize, layers, SumReadout()).double()
+    if "norm_mean" in data:
+        normalize.mean.copy_(torch.from_numpy(data["norm_mean"]).reshape(-1, 1, 1))
+        normalize.std.copy_(torch.from_numpy(data["norm_std"]).reshape(-1, 1, 1))
+    parts: list[nn.Module] = [*convs, *linears]
+    names = ("features.0", "features.3", "features.6", "classifier.0", "classifier.3")
+    for name, part in zip(names, parts, strict=True):
+        part.get_parameter("weight").detach().copy_(torch.from_numpy(data[f"sd.{name}.weight"]))
+    return net, parts, neurons
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

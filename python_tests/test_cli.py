@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import re
 import signal
 import subprocess
@@ -13,8 +16,10 @@ import torch
 import snnkern
 from snnkern.cli import main
 from snnkern.report import Study
+from snnkern.training import EpochRecord, load_checkpoint
+from snnkern.training.recipe import Recipe
 
-COMMANDS = ("demo", "info")
+COMMANDS = ("demo", "train", "info")
 
 
 def leave(*arguments: str) -> int:
@@ -42,14 +47,18 @@ def test_help_says_what_it_does_with_one_example(
 def test_the_examples_of_the_help_are_accepted(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called = []
+    called: list[object] = []
     monkeypatch.setattr("snnkern.demo.demo", lambda *options: called.append(options))
+    monkeypatch.setattr("snnkern.cli._train", called.append)
     for command in COMMANDS:
         leave(command, "--help")
         example = re.search(r"example: snnkern (.*)", capsys.readouterr().out)
         assert example is not None
         assert main(example[1].split()) == 0
-    assert called == [(Path("runs/demo"), 0, 40, True)]
+    demo, train = called
+    assert demo == (Path("runs/demo"), 0, 40, True)
+    assert isinstance(train, argparse.Namespace)
+    assert (train.recipe, train.folder) == ("digits_rat", Path("runs/digits_rat"))
 
 
 def test_options_reach_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -145,6 +154,60 @@ def test_errors_are_told_without_a_traceback(
     assert_one_line(told.err, str(error) or "interrupted")
 
 
+def test_options_reach_the_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = []
+
+    def train(recipe: Recipe, folder: Path, **options: object) -> list[EpochRecord]:
+        called.append((recipe.name, folder, options))
+        return [EpochRecord(0, 1.0, 0.5, 0.75), EpochRecord(1, 1.0, 0.5, 0.625)]
+
+    monkeypatch.setattr("snnkern.training.train.train", train)
+    assert main(["train", "digits_hire"]) == 0
+    plain: dict[str, object] = dict.fromkeys(
+        ("data", "epochs", "seed", "checkpoint_every", "device")
+    )
+    plain |= {"resume": False, "tensorboard": False, "progress": True}
+    line = "train digits_hire --folder a --data b --epochs 3 --seed 4 --checkpoint-every 5"
+    assert main([*line.split(), "--device", "cpu", "--resume", "--tensorboard", "--quiet"]) == 0
+    options: dict[str, object] = {
+        "data": Path("b"),
+        "epochs": 3,
+        "seed": 4,
+        "checkpoint_every": 5,
+        "device": "cpu",
+    }
+    options |= {"resume": True, "tensorboard": True, "progress": False}
+    assert called == [
+        ("digits_hire", Path("runs/digits_hire"), plain),
+        ("digits_hire", Path("a"), options),
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        f"Digits, HIRE: test accuracy 62.5% after 2 epochs, best 75.0% after 1; run in {folder}"
+        for folder in ("runs/digits_hire", "a")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "recipe is 'nothing', expected a file or one of those that ship"),
+        (["hire_vgg5_c10"], "this version of snnkern does not convert networks yet"),
+        (["digits_rat", "--epochs", "0"], "epochs is 0, expected an int of at least 1"),
+        (["digits_rat", "--data", "there"], "data.folder is .*expected no such key: digits has"),
+    ],
+)
+def test_what_cannot_be_trained_is_told(
+    arguments: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments, "--quiet", "--folder", str(tmp_path / "out")]) == 1
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert_one_line(told.err, message)
+    assert not (tmp_path / "out").exists()
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "snnkern.cli", *arguments],
@@ -186,10 +249,13 @@ def test_the_demo_writes_its_report(
     assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_control_c_ends_with_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "snnkern.cli", "demo", "--epochs", "1000000"]
+@pytest.mark.parametrize("command", ["demo", "train"])
+def test_control_c_ends_with_130(command: str, tmp_path: Path) -> None:
+    arguments = ["demo"] if command == "demo" else ["train", "digits_natural"]
+    folder = tmp_path / "out"
+    arguments += ["--epochs", "1000000", "--folder", str(folder)]
     with subprocess.Popen(
-        [*command, "--folder", str(tmp_path / "out")],
+        [sys.executable, "-m", "snnkern.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -204,7 +270,38 @@ def test_control_c_ends_with_130(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130
-    assert rest.endswith(b"snnkern: interrupted\n")
     assert b"Traceback" not in told + rest
     assert out == b""
-    assert not (tmp_path / "out").exists()
+    if command == "demo":
+        assert rest.endswith(b"snnkern: interrupted\n")
+        assert not folder.exists()
+    else:
+        last = rest.decode().splitlines()[-1]
+        told_how = re.fullmatch(
+            rf"snnkern: interrupted after batch (\d+) of epoch (\d+); to go on from there: "
+            rf"resume=True \(snnkern train --resume\) with folder {folder}",
+            last,
+        )
+        assert told_how, last
+        state = load_checkpoint(folder / "last.safetensors")
+        assert (state["step"], state["epoch"]) == (int(told_how[1]), int(told_how[2]))
+
+
+def test_train_under_torchrun(tmp_path: Path) -> None:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = ["train", "digits_natural", "--epochs", "2", "--device", "cpu", "--quiet"]
+    folder = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, "-m", "snnkern.cli", *train, "--folder", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    about = json.loads((folder / "run.json").read_text())
+    assert about["settings"]["ranks"] == 2
+    assert len(load_checkpoint(folder / "last.safetensors")["ranks"]) == 2
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2

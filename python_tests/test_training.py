@@ -15,11 +15,21 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from python_tests.helpers import assert_same_bits, assert_within, golden
 from python_tests.networks import linear_net, tiny_net
-from snnkern.attacks import FGSM, RFGSM
+from snnkern.attacks import FGSM, PGD, RFGSM
 from snnkern.data import digits, loader
 from snnkern.models import SpikingNetwork, fc_net
 from snnkern.nn import LIF
-from snnkern.training import RAT, EpochRecord, Method, Natural, fit, orthogonal_retraction
+from snnkern.training import (
+    HIRE,
+    RAT,
+    EpochRecord,
+    Memory,
+    Method,
+    Natural,
+    fit,
+    orthogonal_retraction,
+    simplex_projection,
+)
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -48,7 +58,7 @@ def digits_net() -> SpikingNetwork:
 # The loop
 
 
-@pytest.mark.parametrize("method", [Natural(), RAT(eps=0.05, beta=1e-4)])
+@pytest.mark.parametrize("method", [Natural(), RAT(eps=0.05, beta=1e-4), HIRE(0.02)])
 def test_fit_learns_the_digits(method: Method) -> None:
     split = digits()
     model = digits_net()
@@ -66,8 +76,8 @@ def test_fit_learns_the_digits(method: Method) -> None:
 def test_fit_is_adam_with_a_cosine_schedule() -> None:
     model = tiny_net()
     plain = copy.deepcopy(model)
-    history = fit(model, batches(), epochs=4, lr=0.02, weight_decay=0.01, progress=False)
-    optimiser = torch.optim.Adam(plain.parameters(), weight_decay=0.01)
+    history = fit(model, batches(), epochs=4, lr=0.02, progress=False)
+    optimiser = torch.optim.Adam(plain.parameters())
     for epoch in range(4):
         for group in optimiser.param_groups:
             group["lr"] = 0.02 * (1 + math.cos(math.pi * epoch / 4)) / 2
@@ -123,7 +133,7 @@ def test_a_loss_that_is_no_number_stops_the_training(value: float) -> None:
 
     model.register_forward_hook(late)
     before = weights(model)
-    with pytest.raises(FloatingPointError, match=r"the loss became nan in epoch 1; lr is 0\.25"):
+    with pytest.raises(FloatingPointError, match=r"the loss became nan in epoch 1; lr is 0\.1875"):
         fit(model, batches(), epochs=3, lr=0.25, progress=False)
     assert len(calls) == 5
     for parameter in weights(model):
@@ -175,7 +185,7 @@ def test_rat_trains_on_what_the_drawn_attack_made() -> None:
         model = nn.Sequential(nn.BatchNorm2d(1), tiny_net()).train()
         nn.init.constant_(model[0].get_buffer("running_mean"), 0.3)
         plain = copy.deepcopy(model)
-        loss, logits = RAT(eps=0.1).loss(model, x, y, torch.Generator().manual_seed(seed))
+        loss, logits = next(RAT(eps=0.1).losses(model, x, y, Memory.seeded(seed)))
         draws = torch.Generator().manual_seed(seed)
         kind = int(torch.randint(4, (), generator=draws))
         attack = (
@@ -210,9 +220,9 @@ def test_rat_draws_all_four_attacks_alike(monkeypatch: pytest.MonkeyPatch) -> No
 
         monkeypatch.setattr(kind, "perturb", spy)
     model, (x, y) = tiny_net(2), batches(1)[0]
-    generator = torch.Generator().manual_seed(0)
+    memory = Memory.seeded(0)
     for _ in range(200):
-        RAT(eps=0.07).loss(model, x, y, generator)
+        next(RAT(eps=0.07).losses(model, x, y, memory))
     assert set(drawn) == {
         ("FGSM", None),
         ("RFGSM", None),
@@ -225,11 +235,12 @@ def test_rat_draws_all_four_attacks_alike(monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_beta_the_weights_are_the_optimisers() -> None:
     model = tiny_net()
     before = weights(model)
-    RAT(beta=0.0).after_step(model, torch.Generator())
-    Natural().after_step(model, torch.Generator())
-    for actual, expected in zip(weights(model), before, strict=True):
-        assert_same_bits(actual, expected)
-    RAT(beta=0.01).after_step(model, torch.Generator())
+    x, y = batches(1)[0]
+    for method in (RAT(beta=0.0), Natural(), RAT(beta=0.01)):
+        for actual, expected in zip(weights(model), before, strict=True):
+            assert_same_bits(actual, expected)
+        for _ in method.losses(model, x, y, Memory.seeded(0)):
+            pass
     assert not torch.equal(weights(model)[0], before[0])
 
 
@@ -344,6 +355,16 @@ def test_retraction_keeps_parameters_and_layouts() -> None:
     assert_within(conv.weight.detach(), plain.weight.detach(), 1e-6)
 
 
+def test_retraction_is_exact_in_mixed_precision() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4)
+    plain = copy.deepcopy(layer)
+    orthogonal_retraction(plain, 0.1, 200, 0.3, torch.Generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        orthogonal_retraction(layer, 0.1, 200, 0.3, torch.Generator())
+    assert_same_bits(layer.weight, plain.weight)
+
+
 def test_golden_retraction(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {name: torch.from_numpy(value) for name, value in golden("snnrat_projection").items()}
     model = nn.ModuleDict(
@@ -363,3 +384,72 @@ def test_golden_retraction(monkeypatch: pytest.MonkeyPatch) -> None:
         expected = data[f"{name}_after"]
         assert not torch.equal(expected, data[name])
         assert_within(layer.get_parameter("weight").detach(), expected, 1e-12, name)
+
+
+# The branches of residual blocks
+
+
+class Block(nn.Module):
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.branch_weights = nn.Parameter(weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.branch_weights.sum()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_golden_simplex_projection(count: int) -> None:
+    data = golden("snnrat_projection")
+    combinations = torch.from_numpy(data[f"comb{count}"])
+    expected = torch.from_numpy(data[f"comb{count}_after"])
+    assert_within(simplex_projection(combinations), expected, 1e-12)
+    for row, after in zip(combinations, expected, strict=True):
+        assert_within(simplex_projection(row), after, 1e-12)
+
+
+@given(st.integers(1, 6), st.integers(0, 2**31))
+@settings(max_examples=50)
+def test_the_projection_is_the_nearest_point(count: int, seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, generator=draws, dtype=torch.float64) * 2
+    nearest = simplex_projection(x)
+    assert nearest.min() >= 0
+    assert nearest.sum().item() == pytest.approx(1)
+    others = torch.rand(200, count, generator=draws, dtype=torch.float64).log()
+    others = others / others.sum(1, keepdim=True)
+    assert ((others - x).norm(dim=1) >= (nearest - x).norm() - 1e-12).all()
+    assert_within(simplex_projection(nearest), nearest, 1e-12)
+
+
+def test_rat_projects_branch_weights_after_the_step() -> None:
+    for simplex in (True, False):
+        block = Block(torch.tensor([0.9, 0.6]))
+        model = nn.Sequential(tiny_net(), nn.Sequential(block))
+        method = RAT(beta=0.0, mix=(), simplex=simplex)
+        x, y = batches(1)[0]
+        for loss, _ in method.losses(model, x, y, Memory.seeded(0)):
+            assert_within(block.branch_weights.detach(), torch.tensor([0.9, 0.6]), 0.0)
+            loss.backward()
+        expected = torch.tensor([0.65, 0.35] if simplex else [0.9, 0.6])
+        assert_within(block.branch_weights.detach(), expected, 1e-6)
+
+
+def test_rat_without_attacks_is_natural_training_with_orthogonal_weights() -> None:
+    x, y = batches(1)[0]
+    model = tiny_net()
+    (loss, logits), (plain, plain_logits) = (
+        next(method.losses(model, x, y, Memory.seeded(0))) for method in (RAT(mix=()), Natural())
+    )
+    assert_same_bits(logits, plain_logits)
+    assert_same_bits(loss, plain)
+
+
+def test_rat_draws_from_the_given_attacks() -> None:
+    x, y = batches(1)[0]
+    model = tiny_net()
+    loss, _ = next(RAT(eps=0.5, mix=(PGD(0.1, steps=2),)).losses(model, x, y, Memory.seeded(1)))
+    draws = torch.Generator().manual_seed(1)
+    torch.randint(1, (), generator=draws)
+    adversarial = PGD(0.1, steps=2)(model, x, y, draws)
+    assert_same_bits(loss, F.cross_entropy(model(adversarial), y))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,28 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=int, default=40, help="of either training")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
 
+    train = commands.add_parser(
+        "train",
+        help="train a network as a recipe says",
+        description="Trains a network as a recipe says, and keeps metrics and checkpoints in a "
+        "folder. Under torchrun on several processes.",
+        epilog="example: snnkern train digits_rat --folder runs/digits_rat",
+    )
+    train.add_argument(
+        "recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe that ships with this"
+    )
+    train.add_argument("--folder", type=Path, help="of the run; runs/RECIPE unless given")
+    train.add_argument("--data", type=Path, help="where data sets lie, for those that need it")
+    train.add_argument("--epochs", type=int, help="instead of the recipe's")
+    train.add_argument("--seed", type=int, help="of all random choices, instead of the recipe's")
+    train.add_argument("--resume", action="store_true", help="go on where the run in folder ended")
+    train.add_argument(
+        "--checkpoint-every", type=int, metavar="N", help="write a checkpoint every N batches too"
+    )
+    train.add_argument("--device", help="where to train; a GPU where there is one")
+    train.add_argument("--tensorboard", action="store_true", help="metrics for TensorBoard too")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+
     commands.add_parser(
         "info",
         help="say what is installed and which backends run",
@@ -38,6 +61,35 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: snnkern info",
     )
     return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    from snnkern import keep_pages
+    from snnkern.training.recipe import Recipe
+    from snnkern.training.train import train
+
+    keep_pages()
+    recipe = Recipe.load(options.recipe)
+    folder = options.folder or Path("runs") / recipe.name
+    history = train(
+        recipe,
+        folder,
+        data=options.data,
+        epochs=options.epochs,
+        seed=options.seed,
+        resume=options.resume,
+        checkpoint_every=options.checkpoint_every,
+        tensorboard=options.tensorboard,
+        device=options.device,
+        progress=not options.quiet,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        best = max(history, key=lambda record: record.val_accuracy or 0)
+        print(
+            f"{recipe.settings['title']}: test accuracy {history[-1].val_accuracy:.1%} after "
+            f"{len(history)} epochs, best {best.val_accuracy:.1%} after {best.epoch + 1}; "
+            f"run in {folder}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,12 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             keep_pages()
             demo(options.folder, options.seed, options.epochs, not options.quiet)
+        elif options.command == "train":
+            _train(options)
         else:
             from snnkern import info
 
             print(info())
-    except KeyboardInterrupt:
-        print("snnkern: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"snnkern: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         print(f"snnkern: {error}", file=sys.stderr)
