@@ -31,8 +31,6 @@ std::vector<SurrogateChoice> choices_of(const Tensor& table) {
     choices.push_back(
         {static_cast<Surrogate>(static_cast<int>(row[0])), {row[1], row[2]}, row[3] != 0});
     check_known(choices.back());
-    STD_TORCH_CHECK(choices.back().kind != Surrogate::kRate, "snnkern: surrogate ", row[0],
-                    " is not one for single samples");
   }
   return choices;
 }
