@@ -802,6 +802,10 @@ def _waits_for_device(value: Tensor) -> bool:
     return value.is_cuda
 
 
+def _captured(t: Tensor) -> bool:
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _check_values(name: str, value: Tensor) -> None:
     """``check_parameter`` as often as values may have changed.
 
@@ -815,7 +819,7 @@ def _check_values(name: str, value: Tensor) -> None:
     if (
         versions.get(name) == value._version
         or getattr(value, "within_bounds", False)
-        or torch.cuda.is_current_stream_capturing()
+        or _captured(value)
     ):
         return
     check_parameter(name, value)
@@ -844,7 +848,7 @@ def _parameter(name: str, value: float | Tensor, x: Tensor) -> Tensor:
         if (
             torch.compiler.is_compiling()
             or _get_current_dispatch_mode() is not None
-            or torch.cuda.is_current_stream_capturing()
+            or _captured(x)
         ):
             return torch.full((), value, dtype=dtype, device=x.device)
         return _constant(float(value), dtype, x.device)
