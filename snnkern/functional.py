@@ -612,8 +612,8 @@ def pack_spikes(spikes: Tensor, *, backend: Backend | None = None) -> Tensor:
     Raises:
         TypeError: ``spikes`` is no such tensor.
         ValueError: a value other than 0 and 1 (a RuntimeError of the running graph under
-            torch.compile, which cannot look at values), a tensor without a batch or without
-            elements, or one that requires a gradient.
+            torch.compile and in a CUDA graph, which cannot look at values), a tensor without a
+            batch or without elements, or one that requires a gradient.
         RuntimeError: ``backend`` cannot run here.
     """
     _check_x(spikes, "spikes", SPIKE_DTYPES)
@@ -622,7 +622,7 @@ def pack_spikes(spikes: Tensor, *, backend: Backend | None = None) -> Tensor:
             "spikes requires a gradient, expected spikes.detach(): bits cannot be differentiated"
         )
     packed, stray = getattr(torch.ops.snnkern.pack_spikes, _overload(backend, spikes))(spikes)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _captured(spikes):
         torch._assert_async(stray == 0, "spikes has a value other than 0 and 1")
     elif (value := stray.item()) != 0:
         raise ValueError(f"spikes has the value {value:g}, expected 0 and 1 alone")
