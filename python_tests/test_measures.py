@@ -49,6 +49,26 @@ def test_activity_is_a_mean_over_images() -> None:
     assert activity["layers.1"].neurons == 3
 
 
+def test_a_layer_that_is_used_twice_counts_twice() -> None:
+    neurons = IF()
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neurons = neurons
+
+        def forward(self, x: Tensor) -> Tensor:
+            spikes: Tensor = self.neurons(self.neurons(x.expand(T, *x.shape)))
+            return spikes
+
+    x = torch.tensor([[1.0, 0.5]])
+    activity = spiking_activity(Twice(), x)["neurons"]
+    assert (activity.spikes, activity.neurons) == (12, 4)
+    # The second neuron falls silent in both uses.
+    distance = spike_distance(Twice(), x, torch.tensor([[1.0, 0.0]]))["neurons"]
+    assert distance.train == torch.tensor(4.0).sqrt()
+
+
 def test_a_relu_network_spikes_nowhere() -> None:
     model = small_network()
     model.timesteps = 0
@@ -115,6 +135,12 @@ def test_operations_by_hand() -> None:
     assert counted.energy() == pytest.approx(6 * 4.6 + 14 * 0.9)
     assert counted.energy("int") == pytest.approx(6 * 3.2 + 14 * 0.1)
     assert counted.dense_energy() == pytest.approx(12 * 4.6)
+
+
+def test_dense_operations_do_not_depend_on_the_batch() -> None:
+    layers = nn.Sequential(nn.Linear(9, 6), IF(), nn.Linear(6, 3))
+    counted = cost(nn.Sequential(RateCoding(T), layers), torch.ones(5, 9))
+    assert [layer.dense for layer in counted.layers.values()] == [54, 18]
 
 
 def test_rate_coding_never_multiplies() -> None:

@@ -686,6 +686,93 @@ def test_through_the_rate_one_step_stands_for_all(training: bool, readout: nn.Mo
     assert batches == ([[18, 3], [18, 3]] if training else [[3, 3], [18, 3]])
 
 
+def rate_gradients(net: nn.Module, x: Tensor, every_step: bool) -> tuple[Tensor, ...]:
+    """Gradients of the image and all parameters through the rate, by one step or by every one."""
+    with pytest.MonkeyPatch.context() as patch, gradient(net, "rate"):
+        if every_step:
+            patch.setattr(TimeDistributed, "_is_affine", lambda self: False)
+        logits = net(x)
+    wanted = [x, *(p for p in net.parameters() if p.requires_grad)]
+    return torch.autograd.grad(logits.square().sum(), wanted, materialize_grads=True)
+
+
+def affine_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Direct(4),
+        TimeDistributed(nn.Conv2d(3, 4, 3, padding=1)),
+        LIF(threshold=0.2),
+        TimeDistributed(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6))),
+        LIF(threshold=0.2),
+        TimeDistributed(nn.Sequential(nn.Flatten(), nn.Linear(216, 5))),
+        MeanReadout(),
+    )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("case", ["modes", "batch statistics", "autocast", "hooks", "spectral"])
+def test_through_the_rate_nothing_else_changes(case: str, frozen: bool) -> None:
+    """What runs again on the way back runs as it did, unseen, and where it cannot, does not."""
+    net = affine_net().eval()
+    block: Any = net[3].module
+    x = random(2, 3, 6, 6, seed=1).requires_grad_()
+    seen: list[int] = []
+    if case == "batch statistics":
+        block[1] = nn.BatchNorm2d(6, track_running_stats=False)
+    if case == "hooks":
+        block[0].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+        block[0].weight.register_hook(lambda grad: 0.5 * grad)
+    if case == "spectral":
+        block[0] = nn.utils.spectral_norm(block[0])
+    net.requires_grad_(not frozen)
+    before = {name: value.clone() for name, value in net.named_buffers()}
+
+    def run(every_step: bool) -> tuple[Tensor, ...]:
+        for name, value in net.named_buffers():
+            value.copy_(before[name])
+        if case != "modes":
+            with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+                return rate_gradients(net, x, every_step)
+        with snnkern.nn.evaluation_mode(net.train()), gradient(net, "rate"):
+            if every_step:
+                return rate_gradients(net, x, every_step)
+            logits = net(x)
+        return torch.autograd.grad(logits.square().sum(), x)
+
+    once, every = run(False), run(True)
+    size = max(float(expected.abs().max()) for expected in every)
+    for actual, expected in zip(once, every, strict=case != "modes"):
+        assert_within(actual, expected, (0.02 if case == "autocast" else 1e-5) * size)
+    if case == "modes":
+        for name, value in net.named_buffers():
+            assert torch.equal(value, before[name]), name
+    assert set(seen) <= {8}
+
+
+def test_autocast_of_the_forward_pass_serves_the_way_back() -> None:
+    net, x = affine_net().eval(), random(2, 3, 6, 6, seed=1).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), gradient(net, "rate"):
+        loss = net(x).float().square().sum()
+    loss.backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+
+
+def test_a_second_derivative_through_the_rate_is_refused() -> None:
+    net, x = affine_net().eval(), random(2, 3, 6, 6, seed=1).requires_grad_()
+    with gradient(net, "rate"):
+        loss = net(x).square().sum()
+    with pytest.raises(NotImplementedError, match="a second derivative through the rate"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_through_the_rate_layers_may_work_in_place() -> None:
+    net = nn.Sequential(TimeDistributed(nn.Identity()), nn.ReLU(inplace=True), LIF())
+    x = random(3, 2, 4).requires_grad_()
+    with gradient(net, "rate"):
+        net(x * 1).sum().backward()
+
+
 @pytest.mark.parametrize("readout", ["mean", "sum"])
 def test_gradient_of_the_relu_network(readout: str) -> None:
     net = tiny_net(4).double()

@@ -298,8 +298,19 @@ def test_statistics_are_shared_between_processes(
     spawn(_one_rank, (str(tmp_path / "store"), x, expected), nprocs=2)
 
 
+def test_evaluation_and_training_in_one_backward() -> None:
+    layer = snnkern.NormLIF(3)
+    x = random(4, 2, 3, 5, 5).requires_grad_()
+    evaluated = layer.eval()(x).sum()
+    trained = layer.train()(x).sum()
+    (evaluated + trained).backward()
+    assert x.grad is not None
+
+
 def test_bad_arguments() -> None:
     x = random(4, 2, 3)
+    with pytest.raises(ValueError, match=r"expected more than one number per channel"):
+        norm_lif(x[:1, :1], None, None)
     with pytest.raises(TypeError, match=r"weight has dtype float64 and x has torch.float32"):
         norm_lif(x, None, None, torch.ones(3, dtype=torch.float64))
     with pytest.raises(TypeError, match=r"bias is 'x', expected a floating-point tensor"):

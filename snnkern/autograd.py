@@ -6,7 +6,8 @@ formula registered with the op, and traced whole by torch.compile.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -392,6 +393,21 @@ _PRODUCTS = (
 )
 
 
+@contextmanager
+def _as_in(module: nn.Module, training: list[bool], autocast: torch.autocast) -> Iterator[None]:
+    """Within the block the parts of ``module`` are in these modes, and autocast is as it was."""
+    parts = list(module.modules())
+    now = [part.training for part in parts]
+    try:
+        for part, mode in zip(parts, training, strict=True):
+            part.training = mode
+        with autocast:
+            yield
+    finally:
+        for part, mode in zip(parts, now, strict=True):
+            part.training = mode
+
+
 class RateDistributed(torch.autograd.Function):
     """An affine module on all time steps; a gradient that is constant in time goes back once.
 
@@ -404,14 +420,27 @@ class RateDistributed(torch.autograd.Function):
         """``[T, N, ...] -> [T, N, ...]``; ``parameters`` are those of ``module``."""
         ctx.module = module
         ctx.shape, ctx.dtype = x.shape, x.dtype
+        device = x.device.type
+        ctx.training = [part.training for part in module.modules()]
+        ctx.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         # What is affine has the same derivative everywhere: only weights ask for the input.
         ctx.save_for_backward(x if any(ctx.needs_input_grad[2:]) else None, *parameters)
         merged: Tensor = module(x.flatten(0, 1))
-        return merged.view(x.shape[0], -1, *merged.shape[1:])
+        if merged.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            merged = merged.clone()
+        view = merged.view(x.shape[0], -1, *merged.shape[1:])
+        # The same memory, but no view: whoever gets it may change it in place.
+        out = merged.new_empty(0)
+        return out.set_(merged.untyped_storage(), view.storage_offset(), view.size(), view.stride())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, constant in time where what comes in is, and of parameters."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise NotImplementedError(
+                "asked for a second derivative through the rate: only the first goes back through "
+                "a layer at once for all time steps"
+            )
         (grad,) = grads
         x, *parameters = ctx.saved_tensors
         timesteps, *shape = ctx.shape
@@ -422,13 +451,21 @@ class RateDistributed(torch.autograd.Function):
             at = grad.new_zeros(ctx.shape, dtype=ctx.dtype) if x is None else x
             at, grad = at.flatten(0, 1), grad.flatten(0, 1).unsqueeze(0)
         needs = ctx.needs_input_grad
+        at = at.detach().requires_grad_(needs[0])
+        # Leaves of their own: hooks of the parameters are for the gradient that is returned.
+        leaves = {
+            name: parameter.detach().requires_grad_(need)
+            for (name, _), parameter, need in zip(
+                ctx.module.named_parameters(), parameters, needs[2:], strict=True
+            )
+        }
+        enabled, dtype = ctx.autocast
+        autocast = torch.autocast(grad.device.type, dtype, enabled=enabled)
         # Only a parameter's gradient depends on values.
         forward = _WithoutProducts() if x is None else nullcontext()
-        with torch.enable_grad(), forward:
-            at = at.detach().requires_grad_(needs[0])
-            out = ctx.module(at)
-        wanted = [at] if needs[0] else []
-        wanted += [p for p, need in zip(parameters, needs[2:], strict=True) if need]
+        with torch.enable_grad(), _as_in(ctx.module, ctx.training, autocast), forward:
+            out = torch.func.functional_call(ctx.module, leaves, (at,))
+        wanted = [leaf for leaf in (at, *leaves.values()) if leaf.requires_grad]
         found = iter(torch.autograd.grad(out, wanted, grad[0].to(out.dtype)))
         grad_x = next(found) if needs[0] else None
         if grad_x is not None:

@@ -490,8 +490,15 @@ def norm_lif(
     mean = channel_values("running_mean", running_mean, 0.0)
     var = channel_values("running_var", running_var, 1.0)
     count = 0
-    if training or running_mean is None:
+    if not training and running_mean is not None:
+        mean = mean.clone()  # kept for backward, while training may move the running one
+    else:
         mean, var, count = _batch_statistics(x, config.overload, group)
+        if count == 1:
+            raise ValueError(
+                f"x has shape {list(x.shape)}, expected more than one number per channel: batch "
+                "statistics of one say nothing"
+            )
         if training and running_mean is not None and running_var is not None:
             with torch.no_grad():
                 unbiased = var * (count / max(count - 1, 1))

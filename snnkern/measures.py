@@ -7,6 +7,7 @@ on the spike train distance of the latter's theorem 1 is not here: it never fall
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Activity:
 
     Attributes:
         spikes: of one image over all neurons and time steps, on average.
-        neurons: of the layer.
+        neurons: of the layer, counted for every use of it.
         timesteps: T.
     """
 
@@ -58,8 +59,9 @@ def spiking_activity(model: nn.Module, x: Tensor) -> dict[str, Activity]:
     found: dict[str, Activity] = {}
 
     def see(name: str, spikes: Tensor) -> None:
-        count = spikes.count_nonzero().item() / len(x)
-        found[name] = Activity(count, spikes[0].numel() // len(x), spikes.shape[0])
+        count, neurons = spikes.count_nonzero().item() / len(x), spikes[0].numel() // len(x)
+        before = found.get(name, Activity(0.0, 0, spikes.shape[0]))  # of a layer that is used twice
+        found[name] = Activity(before.spikes + count, before.neurons + neurons, before.timesteps)
 
     with torch.no_grad(), evaluation_mode(model), watch_spikes(model, see):
         model(x)
@@ -104,21 +106,25 @@ def spike_distance(model: nn.Module, x: Tensor, adversarial: Tensor) -> dict[str
         adversarial: the same shape.
     """
     _check_pair(x, adversarial)
-    runs: list[dict[str, Tensor]] = []
+    runs: list[dict[str, list[Tensor]]] = []
     devices = [x.device] if x.is_cuda else []
     for images in (x, adversarial):
-        spikes: dict[str, Tensor] = {}
+        spikes = defaultdict[str, list[Tensor]](list)
+
+        def see(name: str, of_layer: Tensor, to: dict[str, list[Tensor]] = spikes) -> None:
+            to[name].append(of_layer.to(torch.float32).flatten(2))
+
         with (
             torch.random.fork_rng(devices),
             torch.no_grad(),
             evaluation_mode(model),
-            watch_spikes(model, spikes.__setitem__),
+            watch_spikes(model, see),
         ):
             model(images)
         runs.append(spikes)
     result = {}
     for name, clean in runs[0].items():
-        difference = (runs[1][name].to(torch.float32) - clean.to(torch.float32)).flatten(2)
+        difference = torch.cat(runs[1][name], 2) - torch.cat(clean, 2)
         result[name] = SpikeDistance(
             rate=difference.mean(0).square().sum(1).sqrt(),
             train=difference.square().sum((0, 2)).sqrt(),
@@ -190,7 +196,8 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
     accumulates, once per time step in which it is evaluated: a layer that sees a constant input
     runs once. Every layer behind spikes accumulates, once for every spike that reaches it; average
     pooling in between hands on as much activity as it takes. As a ReLU network (``timesteps=0``)
-    all layers multiply.
+    all layers multiply. What counts is the order of the layers: one that sees the image itself
+    after the first spikes is taken to accumulate.
 
     The model runs in evaluation mode and is left as it was.
     """
@@ -206,9 +213,12 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
         def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             weight = module.weight
             assert isinstance(weight, Tensor)
+            rows = inputs[0].shape[0]
+            if isinstance(module, nn.Linear):
+                rows = inputs[0].numel() // module.in_features
             # Every number of the output is a sum over one row of weights.
-            evaluations = inputs[0].shape[0] / len(x)
-            dense = output.numel() / inputs[0].shape[0] * weight[0].numel()
+            evaluations = rows / len(x)
+            dense = output.numel() / rows * weight[0].numel()
             activity = inputs[0].abs().mean(dtype=torch.float64).item() * evaluations
             before = found.get(name, LayerCost(dense, 0.0, 0.0))
             found[name] = LayerCost(

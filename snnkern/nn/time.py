@@ -43,6 +43,13 @@ _AFFINE_IN_EVALUATION = (
 )
 
 
+def _looks_at_values(part: nn.Module) -> bool:
+    """Whether hooks watch a module, or a norm takes its statistics from the batch."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    norm = isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    return any(getattr(part, hook) for hook in hooks) or (norm and part.running_mean is None)
+
+
 class TimeDistributed(GradientMode):
     """Runs a stateless module on all time steps at once, as one batch of ``T * N``.
 
@@ -88,7 +95,7 @@ class TimeDistributed(GradientMode):
             (type(part) in _TIME_INVARIANT and type(part) not in _NOT_AFFINE)
             or (type(part) in _AFFINE_IN_EVALUATION and not part.training)
             for part in self._parts()
-        )
+        ) and not any(_looks_at_values(part) for part in self.module.modules())
 
 
 class SharedDropout(nn.Dropout):

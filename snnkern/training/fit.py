@@ -213,6 +213,8 @@ class _Training:
                         self._save()
                 record = self._end_epoch(val_loader, start)
                 write_scalars(record)
+                if self.run is not None and self.ranks.sum([float(self.noted)])[0] > 0:
+                    self._stop()
                 bar.set_postfix(loss=f"{record.loss:.3f}", accuracy=f"{record.accuracy:.1%}")
         return self.history
 
