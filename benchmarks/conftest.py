@@ -163,13 +163,14 @@ def pytest_terminal_summary(
         terminalreporter.section(name)
         terminalreporter.write_line(table.text())
         if config.getoption("save_results"):
-            about = comparison.facts(config)
+            about = comparison.facts("pytest", *map(str, config.invocation_params.args))
             for path in comparison.save(RESULTS, about, cases, table.markdown(), f"-{name}"):
                 terminalreporter.write_line(f"wrote {path}")
     comparisons = config.stash[COMPARISONS]
     if not comparisons:
         return
-    about = comparison.facts(config) | {"SpikingJelly": spikingjelly_version}
+    about = comparison.facts("pytest", *map(str, config.invocation_params.args))
+    about |= {"SpikingJelly": spikingjelly_version}
     terminalreporter.section("medians of interleaved rounds")
     for name, value in about.items():
         terminalreporter.write_line(f"{name}: {value}")
