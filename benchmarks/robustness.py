@@ -25,6 +25,7 @@ from tqdm import tqdm
 from benchmarks import comparison
 from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack, Transfer, evaluate
 from snnkern.data import loader
+from snnkern.nn import Gradient
 from snnkern.report.table import Cell, Table, percent
 from snnkern.training import load_checkpoint
 from snnkern.training.recipe import Recipe
@@ -32,7 +33,7 @@ from snnkern.training.train import train
 
 RESULTS = Path(__file__).with_name("results")
 KINDS: tuple[type[Attack], ...] = (FGSM, RFGSM, PGD, BIM)
-GRADIENTS = {"BPTT": None, "BPTR": "rate"}
+GRADIENTS: dict[str, Gradient | None] = {"BPTT": None, "BPTR": "rate"}
 ATTACKS = tuple(f"{kind.__name__} {gradient}" for kind in KINDS for gradient in GRADIENTS)
 BOXES = {"white box": "", "transfer": "transferred "}  # with what the attacks' names begin
 
@@ -182,12 +183,12 @@ def verdict(claim: str, pairs: dict[str, tuple[list[float], list[float]]]) -> st
         seeds = len(differences)
         count = sum(difference > 0 for difference in differences)
         by_count.setdefault(count, []).append(f"{name} ({100 * statistics.mean(differences):+.1f})")
-    answer = {(seeds,): "yes", (0,): "no"}.get(tuple(by_count), "not throughout")
+    answer = {seeds: "yes", 0: "no"}.get(max(by_count)) if len(by_count) == 1 else None
     where = "; ".join(
         f"in {count} of {seeds} seeds {', '.join(by_count[count])}"
         for count in sorted(by_count, reverse=True)
     )
-    return f"{claim}: {answer}; {where}."
+    return f"{claim}: {answer or 'not throughout'}; {where}."
 
 
 def verdicts(paper: Paper, networks: Sequence[Network]) -> Iterator[str]:

@@ -435,6 +435,7 @@ def test_transferred_images_are_those_of_the_source(kind: Callable[[float], Atta
     before = snapshot(source), snapshot(target)
     transferred = transfer(target, x, y, generator(3))
     assert_same_bits(transferred, attack(source, x, y, generator(3)))
-    assert not torch.equal(transferred, attack(target, x, y, generator(3)))
+    if attack != RFGSM(0.1, alpha=0.1):  # which looks at no network
+        assert not torch.equal(transferred, attack(target, x, y, generator(3)))
     assert_unchanged(source, before[0])
     assert_unchanged(target, before[1])

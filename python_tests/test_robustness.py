@@ -18,13 +18,12 @@ from snnkern.training.recipe import DATA, Recipe
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three batches to train on, and one of the papers."""
-    monkeypatch.setitem(DATA, "digits", partial(digits, test_share=0.9))  # type: ignore[misc]
+    monkeypatch.setitem(DATA, "digits", partial(digits, test_share=0.9))
     monkeypatch.setattr(robustness, "PAPERS", PAPERS[1:])
 
 
 def test_the_command_goes_on_where_it_was_interrupted(
     few_images: None,
-    two_threads: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
