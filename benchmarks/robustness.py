@@ -45,11 +45,13 @@ class Paper(NamedTuple):
         title: with the tables that ours follow.
         recipes: by the name of the training.
         above: pairs of trainings, of which the paper finds the first the more robust.
+        alike: pairs, of which the paper finds the first hardly more robust.
     """
 
     title: str
     recipes: dict[str, str]
     above: tuple[tuple[str, str], ...]
+    alike: tuple[tuple[str, str], ...] = ()
 
 
 PAPERS = (
@@ -77,6 +79,7 @@ PAPERS = (
             "HIRE": "digits_hire",
         },
         (("HIRE", "traditional"), ("HIRE", "Gaussian noise")),
+        (("Gaussian noise", "traditional"),),
     ),
 )
 
@@ -201,11 +204,12 @@ def verdicts(paper: Paper, networks: Sequence[Network]) -> Iterator[str]:
     clean = {"clean": pair((first, "clean"), (own, "clean"))}
     yield verdict(f"{first} above {own} on clean images", clean)
     for box, prefix in BOXES.items():
-        for better, worse in paper.above:
+        for better, worse in paper.above + paper.alike:
             pairs = {
                 name: pair((better, prefix + name), (worse, prefix + name)) for name in ATTACKS
             }
-            yield verdict(f"{better} above {worse}, {box}", pairs)
+            hardly = " (hardly, the paper finds)" if (better, worse) in paper.alike else ""
+            yield verdict(f"{better} above {worse}, {box}{hardly}", pairs)
     transferred = BOXES["transfer"]
     for training in paper.recipes:
         pairs = {name: pair((training, transferred + name), (training, name)) for name in ATTACKS}
@@ -223,7 +227,8 @@ def report(papers: Sequence[Paper], networks: Sequence[Network], setting: str) -
     plain, markdown = [setting], [setting]
     for paper in papers:
         tables = [table(paper, box, networks) for box in BOXES]
-        said = "\n".join(f"- {line}" for line in verdicts(paper, networks))
+        own = Recipe.load([*paper.recipes.values()][-1]).method()
+        said = "\n".join(f"- {line}" for line in (f"`{own}`.", *verdicts(paper, networks)))
         plain += [*(one.text() for one in tables), said]
         markdown += [f"## {paper.title}", *(one.markdown() for one in tables), said]
     return "\n\n".join(plain), "\n\n".join(markdown)
