@@ -18,9 +18,9 @@ from benchmarks.comparison import Quartiles, Setting
 from snnkern.attacks import FGSM
 from snnkern.models import vgg11
 from snnkern.report.table import Cell, Table
-from snnkern.training import orthogonal_retraction
+from snnkern.training import HIRE, Memory, Method, Natural, orthogonal_retraction
 
-TIMESTEPS, IMAGES, ROUNDS = 8, 8, 7
+TIMESTEPS, IMAGES, ROUNDS = 8, 16, 7
 
 Step = Callable[[], None]
 
@@ -35,19 +35,22 @@ class Steps:
         unpacked.load_state_dict(self.network.state_dict())
         self.plain = make_plain(copy.deepcopy(unpacked), lif_loop)
         self.unpacked = unpacked
+        self.hire = vgg11(timesteps=TIMESTEPS, paper="kundu")
         generator = torch.Generator().manual_seed(0)
         self.images = torch.rand(IMAGES, 3, 32, 32, generator=generator)
         self.labels = torch.arange(IMAGES) % 10
         self.generator = generator
 
-    def training(self, network: nn.Module) -> Step:
-        """Forward, backward and a step of SGD with momentum."""
+    def method(self, method: Method, network: nn.Module) -> Step:
+        """All that a method does on a batch, with steps of SGD with momentum."""
         optimiser = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
+        memory = Memory.seeded(0)
 
         def step() -> None:
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(network(self.images), self.labels).backward()
-            optimiser.step()
+            for loss, _ in method.losses(network, self.images, self.labels, memory):
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
 
         return step
 
@@ -61,6 +64,22 @@ class Steps:
         orthogonal_retraction(self.network, 0.001, 200, 0.3, self.generator)
 
 
+def peak_bytes(step: Step) -> int:
+    """The most memory that a step allocates at once."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
 def _discard(result: Tensor) -> None:
     del result
 
@@ -71,6 +90,7 @@ RATIOS = (
     ("natural step, layers of torch.nn", "natural step", ""),
     ("gradient of the images, BPTR", "gradient of the images, BPTT", "at most 0.6"),
     ("retraction of SNN-RAT", "natural step", "at most 0.05"),
+    ("HIRE, no batch norm", "natural step, no batch norm", "at most 1"),
 )
 
 
@@ -80,17 +100,18 @@ def test_training(
     pytestconfig: pytest.Config,
     report_table: Callable[..., None],
 ) -> None:
-    last = pytestconfig.getoption("pages")[-1], pytestconfig.getoption("threads")[-1]
-    if setting != last:
-        pytest.skip("a step takes seconds: measured in the last setting alone")
+    if setting.threads != pytestconfig.getoption("threads")[-1]:
+        pytest.skip("a step takes seconds: measured with the last number of threads alone")
     steps = Steps()
     run: dict[str, Step] = {
-        "natural step": steps.training(steps.network),
-        "natural step, layers of torch.nn": steps.training(steps.unpacked),
-        "natural step, plain PyTorch": steps.training(steps.plain),
+        "natural step": steps.method(Natural(), steps.network),
+        "natural step, layers of torch.nn": steps.method(Natural(), steps.unpacked),
+        "natural step, plain PyTorch": steps.method(Natural(), steps.plain),
         "gradient of the images, BPTT": steps.attack(None),
         "gradient of the images, BPTR": steps.attack("rate"),
         "retraction of SNN-RAT": steps.retraction,
+        "natural step, no batch norm": steps.method(Natural(), steps.hire),
+        "HIRE, no batch norm": steps.method(HIRE(0.025), steps.hire),
     }
     seconds: dict[str, list[float]] = {name: [] for name in run}
 
@@ -105,18 +126,38 @@ def test_training(
         return
     benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
     seconds = {name: times[-ROUNDS:] for name, times in seconds.items()}
-    times = [(name, f"{statistics.median(times):.3f}", "", "") for name, times in seconds.items()]
+    peaks = {name: peak_bytes(run[name]) for name in run if "gradient" not in name}
+    times = [
+        (
+            name,
+            f"{statistics.median(times):.3f}",
+            f"{peaks[name] / 2**20:.0f}" if name in peaks else "",
+            "",
+            "",
+        )
+        for name, times in seconds.items()
+    ]
     ratios = [
-        (f"{one} over {other}", "", str(Quartiles.of_ratios(seconds[one], seconds[other])), bar)
+        (f"{one} over {other}", "", "", str(Quartiles.of_ratios(seconds[one], seconds[other])), bar)
         for one, other, bar in RATIOS
     ]
+    hire, natural = (peaks[name] for name in RATIOS[-1][:2])
+    ratios.append((f"memory of {RATIOS[-1][0]}", "", "", f"{hire / natural:.2f}", "at most 0.75"))
     caption = (
         f"VGG11 with batch norm, T = {TIMESTEPS}, {IMAGES} images of 32x32, float32, {setting}; "
-        f"medians of {ROUNDS} interleaved rounds."
+        f"medians of {ROUNDS} interleaved rounds. Memory: what a step allocates, parameters, their "
+        "gradients and momentum of earlier steps aside."
     )
     head, *rows = [
         tuple(map(Cell, row))
-        for row in (("what", "seconds", "ratio (quartiles)", "bar"), *times, *ratios)
+        for row in (
+            ("what", "seconds", "MiB at most", "ratio (quartiles)", "bar"),
+            *times,
+            *ratios,
+        )
     ]
-    cases = [{"what": name, "seconds": times} for name, times in seconds.items()]
-    report_table("training", Table(caption, head, tuple(rows)), cases)
+    cases = [
+        {"what": name, "seconds": times, "peak_bytes": peaks.get(name)}
+        for name, times in seconds.items()
+    ]
+    report_table(f"training-{setting.pages}", Table(caption, head, tuple(rows)), cases)

@@ -159,18 +159,18 @@ def report_table(pytestconfig: pytest.Config) -> Callable[[str, Table, list[dict
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    # Of the checkout as it was, before results are written to it.
+    facts = comparison.facts("pytest", *map(str, config.invocation_params.args))
     for name, table, cases in config.stash[REPORTS]:
         terminalreporter.section(name)
         terminalreporter.write_line(table.text())
         if config.getoption("save_results"):
-            about = comparison.facts("pytest", *map(str, config.invocation_params.args))
-            for path in comparison.save(RESULTS, about, cases, table.markdown(), f"-{name}"):
+            for path in comparison.save(RESULTS, facts, cases, table.markdown(), f"-{name}"):
                 terminalreporter.write_line(f"wrote {path}")
     comparisons = config.stash[COMPARISONS]
     if not comparisons:
         return
-    about = comparison.facts("pytest", *map(str, config.invocation_params.args))
-    about |= {"SpikingJelly": spikingjelly_version}
+    about = facts | {"SpikingJelly": spikingjelly_version}
     terminalreporter.section("medians of interleaved rounds")
     for name, value in about.items():
         terminalreporter.write_line(f"{name}: {value}")

@@ -242,6 +242,90 @@ def against_others(copy: float) -> Iterator[Time]:
             yield Time(f"T={timesteps} forward+backward", name, milliseconds(step), 5 * size, copy)
 
 
+def insist_on_spikes(network: torch.nn.Module) -> torch.nn.Module:
+    """Layers right behind neurons pack, others do not: nobody has to look at values first."""
+    from snnkern.nn import LIF, TimeDistributed, packed
+
+    before: torch.nn.Module = network
+    for layer in network.get_submodule("layers").children():
+        if isinstance(layer, TimeDistributed):
+            for part in layer.modules():
+                if isinstance(part, packed.SpikeInput):
+                    part.spike_input = isinstance(before, LIF)
+        before = layer
+    return network
+
+
+def vgg_networks() -> dict[str, torch.nn.Module]:
+    """VGG11 with our layers, and with those of torch and a loop over time."""
+    from benchmarks import baselines
+    from benchmarks.bench_memory import make_plain, ours
+
+    return {
+        "snnkern": insist_on_spikes(ours(pack=True)),
+        "plain PyTorch": make_plain(ours(pack=False), baselines.lif_loop),
+    }
+
+
+def training_step(network: torch.nn.Module, device: str = "cuda") -> Callable[[], None]:
+    """Forward and backward in bfloat16, then SGD with momentum; batches of 64 images of 32x32."""
+    images = torch.rand(64, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    labels = torch.arange(64, device=device) % 10
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        with torch.autocast(device, torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def activation_bytes(network: torch.nn.Module) -> int:
+    """The most that a step allocates beside parameters, gradients and momentum."""
+    step = training_step(network)
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated() - before)
+
+
+def training(copy: float, about: dict[str, str]) -> Iterator[Time]:
+    """A training step of VGG11: eager, compiled, and as a CUDA graph; and its memory."""
+    case = "VGG11 step, T=8, 64 images, bfloat16"
+    compiler: Any = torch.compile
+    for name, network in vgg_networks().items():
+        moved: Any = network.to("cuda")
+        moved.to(memory_format=torch.channels_last)
+        about[f"activations of {case}, {name}"] = f"{activation_bytes(network) / 2**20:.0f} MiB"
+        steps = {
+            case: training_step(network),
+            f"{case}, CUDA graph": captured(training_step(network)),
+            f"{case}, torch.compile": training_step(compiler(network)),
+        }
+        for title, step in steps.items():
+            yield Time(title, name, milliseconds(step), 0, copy)
+
+
 def table(times: list[Time]) -> str:
     header = ("case", "contender", "ms", "GB/s of the ideal traffic", "of a copy")
     rows = [
@@ -249,8 +333,8 @@ def table(times: list[Time]) -> str:
             time.case,
             time.contender,
             f"{time.milliseconds:.3f}",
-            f"{time.share * time.copy / 1e9:.0f}",
-            f"{100 * time.share:.0f} %",
+            f"{time.share * time.copy / 1e9:.0f}" if time.ideal_bytes else "",
+            f"{100 * time.share:.0f} %" if time.ideal_bytes else "",
         )
         for time in times
     ]
@@ -262,8 +346,9 @@ def measure(about: dict[str, str]) -> None:
     import snnkern
 
     copy = copy_bandwidth()
-    times = [*kernels(copy), *against_others(copy)]
-    about = about | {
+    about = dict(about)
+    times = [*kernels(copy), *against_others(copy), *training(copy, about)]
+    about |= {
         "gpu": torch.cuda.get_device_name(0),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
         "snnkern": snnkern.__version__,

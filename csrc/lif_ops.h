@@ -187,7 +187,7 @@ Spikes norm_lif_forward_op(const Tensor& x, const Tensor& scale, const Tensor& s
 
 inline void check_known(const SurrogateChoice& choice) {
   const auto kind = static_cast<int>(choice.kind);
-  STD_TORCH_CHECK(kind >= 0 && choice.kind <= Surrogate::kRate, "snnkern: unknown surrogate ",
+  STD_TORCH_CHECK(kind >= 0 && choice.kind <= Surrogate::kSpikeTime, "snnkern: unknown surrogate ",
                   kind);
 }
 

@@ -21,12 +21,11 @@ enum class Surrogate : int {
   kErf = 6,
   kStraightThrough = 7,
   kSpikeTime = 8,  // depends on the time since the last spike, not on z
-  kRate = 9,       // no derivative of its own: see lif_backward
 };
 
-inline constexpr const char* kSurrogateNames[] = {
-    "triangle",     "rectangle", "exponential",      "atan",       "sigmoid",
-    "fast_sigmoid", "erf",       "straight_through", "spike_time", "rate"};
+inline constexpr const char* kSurrogateNames[] = {"triangle", "rectangle",        "exponential",
+                                                  "atan",     "sigmoid",          "fast_sigmoid",
+                                                  "erf",      "straight_through", "spike_time"};
 
 // exp(x) for x <= 0 by range reduction and a polynomial: libm's expf is a call that keeps loops
 // from being vectorised, and differs from that of CUDA. Within 2 ulp of expf; below -87.3, where
@@ -143,7 +142,6 @@ SNN_HD bool with_surrogate(Surrogate kind, const double* args, Call&& f) {
     case Surrogate::kStraightThrough:
       return f(StraightThrough<F>{}), true;
     case Surrogate::kSpikeTime:
-    case Surrogate::kRate:
       return false;
   }
   return false;

@@ -91,6 +91,8 @@ def _everywhere(name: str) -> Callable[..., Any]:
 # For tests: also with unpacked arguments, which no overload matches.
 lif = _everywhere("lif")
 norm_lif = _everywhere("norm_lif")
+pack_spikes = _everywhere("pack_spikes")
+unpack_spikes = _everywhere("unpack_spikes")
 
 
 def through(layer: torch.nn.Module, x: Tensor) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from python_tests.helpers import RUNNABLE, lif, random
-from snnkern import _load, functional
+from snnkern import LIF, _load, functional
 from snnkern.functional import Backend
 from snnkern.surrogate import Triangle
 
@@ -261,3 +261,31 @@ def test_a_float64_layer_takes_float64_parameters(backend: Backend) -> None:
     assert not spikes.any()
     assert state.dtype == torch.float64
     assert state[0, 0].item() == pytest.approx(1e197)
+
+
+def test_on_a_gpu_a_tensor_is_looked_at_once_per_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look waits for the device; here the CPU stands in for one."""
+    monkeypatch.setattr(functional, "_waits_for_device", lambda value: True)
+    looks: list[str] = []
+    check = functional.check_parameter
+
+    def look(name: str, value: float | Tensor) -> None:
+        if isinstance(value, Tensor):
+            looks.append(name)
+        check(name, value)
+
+    monkeypatch.setattr(functional, "check_parameter", look)
+    x, threshold = torch.ones(2, 3, 4), torch.ones(4)
+    for _ in range(3):
+        functional.lif(x, 0.5, threshold)
+    assert looks == ["threshold"]
+    with pytest.raises(ValueError, match="threshold is -1"):
+        functional.lif(x, 0.5, threshold.neg_())
+    with pytest.raises(ValueError, match="threshold is -1"):
+        functional.lif(x, 0.5, threshold)
+    looks.clear()
+    layer = LIF(0.5, learn_leak=True, learn_threshold=True)
+    layer(x)
+    with torch.no_grad():
+        layer(x)
+    assert looks == []

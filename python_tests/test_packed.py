@@ -23,11 +23,14 @@ from python_tests.helpers import (
     RUNNABLE,
     assert_same_bits,
     laid_out,
+    lif,
+    pack_spikes,
     random,
+    unpack_spikes,
 )
 from snnkern import functional
 from snnkern._layout import step_strides
-from snnkern.functional import SPIKE_DTYPES, Backend, pack_spikes, unpack_spikes
+from snnkern.functional import SPIKE_DTYPES, Backend
 from snnkern.models import vgg5
 from snnkern.nn import AvgPool2d, Conv2d, Linear, MaxPool2d, TimeDistributed
 
@@ -77,8 +80,8 @@ def test_bits_are_those_of_memory_and_come_back(
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "padded", "time last"])
 def test_the_format_is_that_of_lif(backend: Backend, layout: str) -> None:
     x = laid_out(random(5, 2, 3, 7), layout)
-    spikes = functional.lif(x, 0.9, backend=backend)
-    bits = functional.lif(x, 0.9, spike_format="bits", backend=backend)
+    spikes = lif(x, 0.9, backend=backend)
+    bits = lif(x, 0.9, spike_format="bits", backend=backend)
     assert torch.equal(pack_spikes(spikes, backend=backend), bits)
     assert torch.equal(unpack_spikes(bits, x, backend=backend), spikes)
 

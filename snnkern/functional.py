@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from snnkern import _load, _triton, reference
 from snnkern._checks import check_int, check_number
@@ -611,8 +612,8 @@ def pack_spikes(spikes: Tensor, *, backend: Backend | None = None) -> Tensor:
     Raises:
         TypeError: ``spikes`` is no such tensor.
         ValueError: a value other than 0 and 1 (a RuntimeError of the running graph under
-            torch.compile, which cannot look at values), a tensor without a batch or without
-            elements, or one that requires a gradient.
+            torch.compile and in a CUDA graph, which cannot look at values), a tensor without a
+            batch or without elements, or one that requires a gradient.
         RuntimeError: ``backend`` cannot run here.
     """
     _check_x(spikes, "spikes", SPIKE_DTYPES)
@@ -621,7 +622,7 @@ def pack_spikes(spikes: Tensor, *, backend: Backend | None = None) -> Tensor:
             "spikes requires a gradient, expected spikes.detach(): bits cannot be differentiated"
         )
     packed, stray = getattr(torch.ops.snnkern.pack_spikes, _overload(backend, spikes))(spikes)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _captured(spikes):
         torch._assert_async(stray == 0, "spikes has a value other than 0 and 1")
     elif (value := stray.item()) != 0:
         raise ValueError(f"spikes has the value {value:g}, expected 0 and 1 alone")
@@ -793,6 +794,38 @@ def check_parameter(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} is {shown}, expected {expected}")
 
 
+# Names that tensors on a GPU were looked at for, and the version that was.
+_seen: MutableMapping[Tensor, dict[str, int]] = WeakTensorKeyDictionary()
+
+
+def _waits_for_device(value: Tensor) -> bool:
+    return value.is_cuda
+
+
+def _captured(t: Tensor) -> bool:
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _check_values(name: str, value: Tensor) -> None:
+    """``check_parameter`` as often as values may have changed.
+
+    On a GPU a look waits for the device. So a tensor is looked at once for every version of it, and
+    not at all where a module keeps it within its bounds or a CUDA graph captures the call.
+    """
+    if not _waits_for_device(value):
+        check_parameter(name, value)
+        return
+    versions = _seen.setdefault(value, {})
+    if (
+        versions.get(name) == value._version
+        or getattr(value, "within_bounds", False)
+        or _captured(value)
+    ):
+        return
+    check_parameter(name, value)
+    versions[name] = value._version
+
+
 def _check_representable(name: str, value: float, dtype: torch.dtype) -> None:
     """Raises ValueError where the state's dtype turns a number into infinity, or into 0."""
     limits = torch.finfo(dtype)
@@ -811,8 +844,12 @@ def _parameter(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         check_parameter(name, value)
         _check_representable(name, value, dtype)
-        # A tensor made in a trace, or under a mode that makes its own tensors, is not kept.
-        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        # What is made in a trace, for a CUDA graph, or under a mode that makes its own is not kept.
+        if (
+            torch.compiler.is_compiling()
+            or _get_current_dispatch_mode() is not None
+            or _captured(x)
+        ):
             return torch.full((), value, dtype=dtype, device=x.device)
         return _constant(float(value), dtype, x.device)
     _check_dense(name, value)
@@ -835,7 +872,7 @@ def _parameter(name: str, value: float | Tensor, x: Tensor) -> Tensor:
             allowed += f" or {list(x.shape[2:])} (one per neuron)"
         raise ValueError(f"{name} has shape {list(value.shape)}, expected {allowed}")
     if not torch.compiler.is_compiling():
-        check_parameter(name, value)
+        _check_values(name, value)
     value = value.to(dtype)
     if per_neuron and not per_channel:
         # One for every neuron of the batch, where the kernel finds it beside the neuron.

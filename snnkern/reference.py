@@ -91,8 +91,7 @@ def spike_time(steps: Tensor, alpha: float, beta: float) -> Tensor:
 
 Derivative = Callable[[Tensor, float, float], Tensor]
 
-# "rate" has no derivative of its own: see lif_backward.
-SURROGATES: dict[str, Derivative | None] = {
+SURROGATES: dict[str, Derivative] = {
     "triangle": triangle,
     "rectangle": rectangle,
     "exponential": exponential,
@@ -102,11 +101,11 @@ SURROGATES: dict[str, Derivative | None] = {
     "erf": erf,
     "straight_through": straight_through,
     "spike_time": spike_time,
-    "rate": None,
 }
 
 
-KINDS = tuple(SURROGATES)
+# The rate is no surrogate of the ops: see snnkern.autograd.
+KINDS = (*SURROGATES, "rate")
 SPIKE_TIME = KINDS.index("spike_time")
 RATE = KINDS.index("rate")
 
@@ -358,9 +357,6 @@ def lif_backward(
     Gradients of parameters are empty unless ``parameter_gradients``, those of what is not there are
     empty too. ``surrogate_table`` gives every sample a surrogate of its own: rows of
     ``(kind, arg, arg, normalized)``.
-
-    With the surrogate ``"rate"`` (BPTR, Ding et al. 2022) the gradient of a spike passes to the
-    current of its own step where the neuron fired at least once; nothing else gets any.
     """
     dtype = state_dtype(x.dtype)
     neuron = _neuron(
@@ -410,11 +406,6 @@ def lif_backward(
     at_start = given[0] if delayed_spike else zero
     grads = [*given[1:], zero] if delayed_spike else given
     sums = {"decay": zero, "threshold": zero, "synapse_decay": zero}
-    if surrogate_table is None and SURROGATES[KINDS[surrogate]] is None:
-        seen = [start, *membranes[:-1]] if delayed_spike else membranes
-        fired = torch.stack([neuron.fires(v) for v in seen]).any(0)
-        return gradients([torch.where(fired, gs, 0) for gs in given], sums, zero, zero)
-
     if surrogate_table is None:
         choices = [(surrogate, *surrogate_args, float(normalized))]
     else:
@@ -435,7 +426,6 @@ def lif_backward(
             argument = since if int(kind) == SPIKE_TIME else z
             part = argument if surrogate_table is None else argument[sample : sample + 1]
             derivative = SURROGATES[KINDS[int(kind)]]
-            assert derivative is not None
             parts.append(derivative(part, first, second))
         derivatives.append(torch.cat(parts) * scale)
         if number > 0 or looks_at_start:

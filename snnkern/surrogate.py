@@ -15,7 +15,7 @@ from torch import Tensor
 from snnkern import reference
 from snnkern._checks import check_number
 
-KINDS = tuple(reference.SURROGATES)
+KINDS = reference.KINDS
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,7 @@ class Surrogate:
 
     def derivative(self, z: Tensor) -> Tensor:
         """ds/dz."""
-        formula = reference.SURROGATES[self.kind]
-        if formula is None:
-            raise ValueError(f"{type(self).__name__} has no derivative at a point")
-        return formula(z, *self.args)
+        return reference.SURROGATES[self.kind](z, *self.args)
 
 
 @dataclass(frozen=True)
@@ -202,3 +199,7 @@ class Rate(Surrogate):
     def args(self) -> tuple[float, float]:
         """None are used."""
         return 0.0, 0.0
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Raises a ValueError: there is none at a point."""
+        raise ValueError("Rate has no derivative at a point")

@@ -213,20 +213,6 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
   const InputGradient<float> grad_x(p, currents, begin, n, kBlock, rows);
   start_from(p.v_init, begin, n, states);
   with_reset(p.dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
-    if (surrogate.kind == Surrogate::kRate) {
-      float* const fired = grad_v;
-      std::fill_n(fired, n, 0.0f);
-      for (std::int64_t block = 0; block < blocks; ++block) {
-        visit_block(T, block, [&](auto steps, std::int64_t t) {
-          const auto x = currents.rows(t, steps, 0, n);
-          step_rows<kReset, steps, true>(n, neurons, AsItIs{}, x.data, x.step, states, states,
-                                         gs_buffer, n);
-          for (std::int64_t k = 0; k < steps; ++k) largest_row(n, gs_buffer + k * n, fired);
-        });
-      }
-      gate_by_rate(p, fired, grad_x, begin, n, gs_buffer);
-      return;
-    }
     for (std::int64_t block = 0; block + 1 < blocks; ++block) {
       visit_block(T, block, [&](auto steps, std::int64_t t) {
         for_each_strip(buffered, n, [&](std::int64_t from, std::int64_t count) {

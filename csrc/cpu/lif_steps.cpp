@@ -251,24 +251,11 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
   start_from(p.v_init, begin, n, states);
   start_from(p.v_init, begin, n, membranes);
   start_from(p.current_init, begin, n, synapses);
-  F* const fired = grad_v;
-  std::fill_n(fired, n, F(0));
   for (std::int64_t t = 0; t < T; ++t) {
     std::copy_n(at(synapses, t), n, at(synapses, t + 1));
     const F* x = steps.current(t, at(synapses, t + 1), at(currents, t));
     if (!conducted) std::copy_n(x, n, at(currents, t));
     steps.step(at(currents, t), at(states, t), at(membranes, t + 1), at(states, t + 1), spikes);
-    if (t + delay < T) largest_row(n, spikes, fired);
-  }
-
-  if (p.surrogates[0].kind == Surrogate::kRate && p.samples == 1) {
-    if (delay) {
-      fires_row(n, steps.neurons(), membranes, spikes);
-      largest_row(n, spikes, fired);
-    }
-    gate_by_rate(p, fired, grad_x, begin, n, gs_buffer);
-    grad_x.finish();
-    return;
   }
 
   for_each_surrogate(

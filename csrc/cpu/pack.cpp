@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "clones.h"
-#include "rows.h"
 
 namespace snnkern::cpu {
 namespace {
@@ -13,30 +12,6 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "eight bytes are gathered as one number");
 
 constexpr std::int64_t kBlock = 64;
-
-// Numbers by their bits: that of 1, and all but the sign, which a zero may have.
-template <class U>
-struct Pattern {
-  U one;
-  U magnitude;
-};
-
-// Calls f with the pattern of a dtype.
-template <class Call>
-void with_pattern(Dtype dtype, Call&& f) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return f(Pattern<std::uint64_t>{0x3ff0000000000000u, 0x7fffffffffffffffu});
-    case Dtype::kFloat16:
-      return f(Pattern<std::uint16_t>{0x3c00u, 0x7fffu});
-    case Dtype::kBFloat16:
-      return f(Pattern<std::uint16_t>{0x3f80u, 0x7fffu});
-    case Dtype::kUint8:
-      return f(Pattern<std::uint8_t>{1u, 0xffu});
-    default:
-      return f(Pattern<std::uint32_t>{0x3f800000u, 0x7fffffffu});
-  }
-}
 
 // Bytes 0 or 1 to the bits of a byte, the first in the lowest.
 inline std::uint8_t gather_bits(const std::uint8_t* bytes) {
@@ -55,9 +30,8 @@ SNN_CLONES bool pack_row(std::int64_t n, Pattern<U> pattern, const U* __restrict
   for (; i + kBlock <= n; i += kBlock) {
     for (std::int64_t k = 0; k < kBlock; ++k) {
       const U v = in[i + k];
-      const bool spike = (v & pattern.magnitude) != 0;
-      fired[k] = spike;
-      strays |= static_cast<U>(spike & (v != pattern.one));
+      fired[k] = pattern.is_spike(v);
+      strays |= static_cast<U>(pattern.is_stray(v));
     }
     for (std::int64_t byte = 0; byte < kBlock / 8; ++byte) {
       out[i / 8 + byte] = gather_bits(fired + 8 * byte);
@@ -67,9 +41,8 @@ SNN_CLONES bool pack_row(std::int64_t n, Pattern<U> pattern, const U* __restrict
     std::fill(fired, fired + kBlock, std::uint8_t{0});
     for (std::int64_t k = 0; i + k < n; ++k) {
       const U v = in[i + k];
-      const bool spike = (v & pattern.magnitude) != 0;
-      fired[k] = spike;
-      strays |= static_cast<U>(spike & (v != pattern.one));
+      fired[k] = pattern.is_spike(v);
+      strays |= static_cast<U>(pattern.is_stray(v));
     }
     for (std::int64_t byte = 0; i + 8 * byte < n; ++byte) {
       out[i / 8 + byte] = gather_bits(fired + 8 * byte);
@@ -100,10 +73,10 @@ SNN_CLONES void unpack_row(std::int64_t n, U one, const std::uint8_t* __restrict
 // false.
 template <class Call>
 void for_pieces(const BitRows& shape, std::int64_t first, std::int64_t last, Call&& f) {
-  const std::int64_t per_row = shape.pieces_of_a_row();
+  const std::int64_t per_row = pieces_of_a_row(shape);
   for (std::int64_t piece = first; piece < last; ++piece) {
-    const std::int64_t begin = piece % per_row * BitRows::kPiece;
-    if (!f(piece / per_row, begin, std::min(begin + BitRows::kPiece, shape.neurons))) return;
+    const std::int64_t begin = piece % per_row * kPiece;
+    if (!f(piece / per_row, begin, std::min(begin + kPiece, shape.neurons))) return;
   }
 }
 
@@ -117,9 +90,8 @@ std::int64_t pack_spikes(const BitRows& shape, Dtype dtype, const void* spikes, 
       const U* const in = static_cast<const U*>(spikes) + row * step;
       std::uint8_t* const out = bits + row * shape.bytes() + begin / 8;
       if (pack_row(end - begin, pattern, in + begin, out)) return true;
-      const U* const found = std::find_if(in + begin, in + end, [&](U v) {
-        return (v & pattern.magnitude) != 0 && v != pattern.one;
-      });
+      const U* const found =
+          std::find_if(in + begin, in + end, [&](U v) { return pattern.is_stray(v); });
       stray = row * shape.neurons + (found - in);
       return false;
     });
@@ -136,21 +108,6 @@ void unpack_spikes(const BitRows& shape, Dtype dtype, const std::uint8_t* bits, 
       return true;
     });
   });
-}
-
-double value_at(Dtype dtype, const void* tensor, std::int64_t place) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return static_cast<const double*>(tensor)[place];
-    case Dtype::kFloat16:
-      return static_cast<double>(from_half(static_cast<const std::uint16_t*>(tensor)[place]));
-    case Dtype::kBFloat16:
-      return static_cast<double>(from_bfloat16(static_cast<const std::uint16_t*>(tensor)[place]));
-    case Dtype::kUint8:
-      return static_cast<const std::uint8_t*>(tensor)[place];
-    default:
-      return static_cast<double>(static_cast<const float*>(tensor)[place]);
-  }
 }
 
 }  // namespace snnkern::cpu

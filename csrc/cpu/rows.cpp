@@ -50,17 +50,6 @@ SNN_CLONES void add_row(std::int64_t n, const F* __restrict row, F* __restrict s
 }
 
 template <class F>
-SNN_CLONES void largest_row(std::int64_t n, const F* __restrict row, F* __restrict largest) {
-  for (std::int64_t i = 0; i < n; ++i) largest[i] = row[i] > largest[i] ? row[i] : largest[i];
-}
-
-template <class F>
-SNN_CLONES void gate_row(std::int64_t n, const F* __restrict open, const F* __restrict gs,
-                         F* __restrict gx) {
-  for (std::int64_t i = 0; i < n; ++i) gx[i] = open[i] > F(0) ? gs[i] : F(0);
-}
-
-template <class F>
 SNN_CLONES void affine_row(std::int64_t n, const F* __restrict scale, const F* __restrict shift,
                            const F* x, F* out) {
 #pragma GCC ivdep
@@ -85,10 +74,6 @@ template void sums_row(std::int64_t, const float*, const float*, NormSumRows<flo
 template void sums_row(std::int64_t, const double*, const double*, NormSumRows<double>);
 template void add_row(std::int64_t, const float*, float*);
 template void add_row(std::int64_t, const double*, double*);
-template void largest_row(std::int64_t, const float*, float*);
-template void largest_row(std::int64_t, const double*, double*);
-template void gate_row(std::int64_t, const float*, const float*, float*);
-template void gate_row(std::int64_t, const double*, const double*, double*);
 template void row_to_bytes(std::int64_t, const float*, std::uint8_t*);
 template void row_to_bytes(std::int64_t, const double*, std::uint8_t*);
 template void row_to_bits(std::int64_t, const float*, std::uint8_t*);

@@ -42,13 +42,9 @@ struct NormSumRows {
 // sum += g, dot += g * (x - mean).
 template <class F>
 void sums_row(std::int64_t n, const F* __restrict g, const F* __restrict x, NormSumRows<F> sums);
-// sum += row; largest = max(largest, row); gx = gs where `open` is above 0, else 0.
+// sum += row.
 template <class F>
 void add_row(std::int64_t n, const F* __restrict row, F* __restrict sum);
-template <class F>
-void largest_row(std::int64_t n, const F* __restrict row, F* __restrict largest);
-template <class F>
-void gate_row(std::int64_t n, const F* __restrict open, const F* __restrict gs, F* __restrict gx);
 
 // Rows of a tensor, `step` elements apart.
 template <class F>

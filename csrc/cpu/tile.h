@@ -256,24 +256,6 @@ class InputGradient {
   F *buffer_, *sum_, *dot_, *mean_;
 };
 
-// Backpropagation through the rate (BPTR) over one tile: the gradient of a spike passes on to the
-// current of its step where the neuron fired at all (`fired` above 0). Nothing else gets any.
-template <class F>
-void gate_by_rate(const LifBackward<F>& p, const F* fired, const InputGradient<F>& grad_x,
-                  std::int64_t begin, std::int64_t n, F* buffer) {
-  for (std::int64_t t = p.shape.timesteps - 1; t >= 0; --t) {
-    const auto gs =
-        load_rows(p.shape.dtype, p.grad_spikes, t * p.grad_step + begin, p.grad_step, 1, n, buffer);
-    const auto gx = grad_x.target(t, 0, n);
-    gate_row(n, fired, gs.data, gx.data);
-    grad_x.store(gx, t, 1, 0, n);
-  }
-  for (F* const none : {p.grad_v_init, p.grad_current_init, p.neuron_grad_decay,
-                        p.neuron_grad_threshold, p.neuron_grad_synapse}) {
-    if (none) std::fill_n(none + begin, n, F(0));
-  }
-}
-
 // The two ways through a tile [begin, begin + n): in blocks of steps, for neurons that share their
 // parameters and have nothing unusual about them (lif_blocks.cpp), and step by step
 // (lif_steps.cpp).

@@ -380,60 +380,11 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
   finish<kDtype, kSums>(p, place, g);
 }
 
-// Backpropagation through the rate (BPTR): the gradient of a spike passes on to the current of its
-// step where the neuron fired at all. Nothing else gets any.
-template <Dtype kDtype, class Neurons, class F>
-SNN_HD void rate_backward(const Arguments<F>& a, std::int64_t thread) {
-  constexpr int kCount = Neurons::kCount, kBlock = Neurons::kBlock;
-  const LifBackward<F>& p = a.p;
-  const auto place = Place<kCount>::of(thread, p.shape.neurons, a.aligned);
-  if (place.present <= 0) return;
-  const Neurons neurons(p.dynamics, place);
-  const Seen<F, kCount> seen(p.affine, place);
-  const Forwards<kDtype, Neurons, F> forwards{a, place, neurons, seen};
-  const int T = static_cast<int>(p.shape.timesteps);
-  State<F, kCount> state = forwards.start();
-  bool fired[kCount];
-  for (int i = 0; i < kCount; ++i) {
-    fired[i] = neurons.delay() && fires(state.u[i], neurons.neuron(i));
-  }
-  forwards.walk(0, T - neurons.delay(), state,
-                [&](int, const F(&)[kCount], const F(&v)[kCount], const State<F, kCount>&) {
-                  for (int i = 0; i < kCount; ++i) {
-                    fired[i] = fired[i] || fires(v[i], neurons.neuron(i));
-                  }
-                });
-  Gradient<F, kCount> g{};
-  F mean[kCount] = {};
-  if (p.norm.neuron_sum) place.load_parameter(p.norm.mean, mean);
-  for (int from = T - 1; from >= 0; from -= kBlock) {
-    const auto grads =
-        Loads<kDtype, kCount, kBlock>::of(place, p.grad_spikes, p.grad_step, from, -1, from + 1, T);
-    const auto inputs = Loads<kDtype, kCount, kBlock>::of(place, p.x, p.shape.x_step, from, -1,
-                                                          p.norm.neuron_sum ? from + 1 : 0, T);
-#pragma unroll
-    for (int k = 0; k < kBlock; ++k) {
-      if (from - k < 0) break;
-      F gx[kCount], x[kCount] = {};
-      grads.get(k, gx);
-      if (p.norm.neuron_sum) inputs.get(k, x);
-      for (int i = 0; i < kCount; ++i) gx[i] = fired[i] ? gx[i] : F(0);
-      emit_gradient<kDtype, true>(p, place, from - k, gx, x, mean, g);
-    }
-  }
-  finish<kDtype, true>(p, place, g);
-}
-
 // kSums: something is summed over time, for a parameter, for normalisation or for a held input.
 template <Dtype kDtype, class Neurons, bool kSums, class F>
 __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const Arguments<F> a) {
   backward<kDtype, Neurons, kSums>(a, this_thread(), shared, static_cast<int>(blockDim.x),
                                    static_cast<int>(threadIdx.x));
-}
-
-template <Dtype kDtype, class Neurons, class F>
-__global__ void __launch_bounds__(kThreads) rate_kernel(const Arguments<F> a) {
-  rate_backward<kDtype, Neurons>(a, this_thread());
 }
 
 template <class F>
@@ -459,9 +410,8 @@ cudaError_t run(const Arguments<F>& a, cudaStream_t stream) {
 
 template <Dtype kDtype, class F>
 cudaError_t run(const Arguments<F>& a, cudaStream_t stream) {
-  const bool rate = !a.table && a.choice.kind == Surrogate::kRate;
   if constexpr (std::is_same_v<F, float>) {
-    if (fits_plain(a.p.dynamics) && a.p.dynamics.reset != Reset::kNone && !a.clock && !rate) {
+    if (fits_plain(a.p.dynamics) && a.p.dynamics.reset != Reset::kNone && !a.clock) {
       const bool sums = a.p.neuron_grad_decay || a.p.norm.neuron_sum || a.p.sum_over_time;
       cudaError_t error = cudaSuccess;
       with_enum<Reset::kDelayedSoft>(a.p.dynamics.reset, [&]<Reset kReset>(Constant<kReset>) {
@@ -473,10 +423,6 @@ cudaError_t run(const Arguments<F>& a, cudaStream_t stream) {
     }
   }
   using Neurons = Any<F, kFewNeurons>;
-  if (rate) {
-    const std::int64_t threads = (a.p.shape.neurons + kFewNeurons - 1) / kFewNeurons;
-    return launch(rate_kernel<kDtype, Neurons, F>, threads, kThreads, 0, stream, a);
-  }
   return run<kDtype, Neurons, true>(a, stream);
 }
 

@@ -3,7 +3,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "../lif_ops.h"
+#include "../pack_ops.h"
 #include "lif.h"
+#include "pack.h"
 
 namespace snnkern::cuda {
 namespace {
@@ -61,6 +63,17 @@ class Cuda {
                        grad, stream_));
   }
 
+  void pack(const BitRows& shape, Dtype dtype, const void* spikes, int64_t step, uint8_t* bits,
+            double* stray) const {
+    const Tensor place = empty_strided({1}, {1}, ScalarType::Long, like_);
+    check(pack_spikes(shape, dtype, spikes, step, bits,
+                      static_cast<long long*>(place.mutable_data_ptr()), stray, stream_));
+  }
+
+  void unpack(const BitRows& shape, Dtype dtype, const uint8_t* bits, void* spikes) const {
+    check(unpack_spikes(shape, dtype, bits, spikes, stream_));
+  }
+
  private:
   template <class F>
   Tensor workspace(int64_t numbers) const {
@@ -76,4 +89,7 @@ class Cuda {
 }  // namespace
 }  // namespace snnkern::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(snnkern, CUDA, m) { snnkern::register_lif<snnkern::cuda::Cuda>(m); }
+STABLE_TORCH_LIBRARY_IMPL(snnkern, CUDA, m) {
+  snnkern::register_lif<snnkern::cuda::Cuda>(m);
+  snnkern::register_pack<snnkern::cuda::Cuda>(m);
+}

@@ -1,7 +1,7 @@
 // Stands in for the CUDA runtime, so that the CUDA kernels can be tested without a GPU: they are
 // compiled by the host's compiler, and a launch runs the threads of its grid one after another.
 // Memory that threads share is filled with NaN before each of them: no kernel of ours hands
-// anything from one thread to another.
+// anything from one thread to another but by atomicMin.
 #pragma once
 
 #include <cstddef>
@@ -35,6 +35,12 @@ struct cudaLaunchConfig_t {
 };
 
 inline dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+inline long long atomicMin(long long* place, long long value) {
+  const long long before = *place;
+  *place = value < before ? value : before;
+  return before;
+}
 
 // What kernels declare as extern __shared__ double2 shared[].
 namespace snnkern::cuda {

@@ -165,8 +165,11 @@ class LIF(GradientMode):
         for name in (self.decay_name, "threshold", "synapse_decay"):
             value = getattr(self, name)
             if value is not None:
-                learnt = isinstance(value, nn.Parameter)
-                acting[name] = Bounded.apply(value, *bounds[name]) if learnt else value
+                if isinstance(value, nn.Parameter):
+                    value = Bounded.apply(value, *bounds[name])
+                    if not torch.compiler.is_compiling():
+                        value.within_bounds = True  # nobody needs to look
+                acting[name] = value
         return acting
 
     def neuron_options(self) -> dict[str, Any]:
