@@ -19,10 +19,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
-import pytest
 import torch
+from pytest_benchmark.utils import get_commit_info
 from torch import Tensor
 
+from snnkern._info import machine
 from snnkern._version import __version__
 
 Outputs = tuple[Tensor, ...]
@@ -284,18 +285,17 @@ def tables(comparisons: list[Comparison]) -> str:
     return "\n\n".join(parts)
 
 
-def facts(config: pytest.Config) -> dict[str, str]:
-    """Where, with what and how the figures were made."""
-    cpu = config.hook.pytest_benchmark_generate_machine_info(config=config)["cpu"]
-    commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
+def facts(*command: str) -> dict[str, str]:
+    """Where, with what and by which command the figures were made."""
+    commit = get_commit_info()
     result = {
-        "machine": f"{cpu.get('brand_raw', platform.processor())}, {os.cpu_count()} cores",
+        "machine": machine(),
         "system": f"{platform.system()}, {' '.join(platform.libc_ver())}",
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
         "snnkern": __version__,
         "commit": commit["id"] + (" with changes" if commit["dirty"] else ""),
-        "command": shlex.join(["pytest", *config.invocation_params.args]),
+        "command": shlex.join(command),
     }
     huge_pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if huge_pages.exists():

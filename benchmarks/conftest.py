@@ -159,7 +159,8 @@ def report_table(pytestconfig: pytest.Config) -> Callable[[str, Table, list[dict
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    facts = comparison.facts(config)  # of the checkout as it was, before results are written to it
+    # Of the checkout as it was, before results are written to it.
+    facts = comparison.facts("pytest", *map(str, config.invocation_params.args))
     for name, table, cases in config.stash[REPORTS]:
         terminalreporter.section(name)
         terminalreporter.write_line(table.text())

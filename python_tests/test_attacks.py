@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import snnkern
 from python_tests.helpers import assert_same_bits, assert_within, golden
 from python_tests.networks import assert_unchanged, linear_net, rat_smallnet, snapshot, tiny_net
-from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack
+from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack, Transfer
 from snnkern.surrogate import ATan, Rate, Triangle
 
 KINDS: tuple[Callable[[float], Attack], ...] = (
@@ -423,3 +423,19 @@ def test_attacks_work_where_the_caller_wants_no_gradients() -> None:
         # Made here, images cannot be differentiated themselves.
         adversarial = PGD(0.2)(net, x.clone(), y.clone(), torch.Generator().manual_seed(0))
     assert torch.equal(adversarial, expected)
+
+
+@EVERY_KIND
+def test_transferred_images_are_those_of_the_source(kind: Callable[[float], Attack]) -> None:
+    source, target, (x, y) = tiny_net(seed=1), tiny_net(seed=2), batch()
+    attack = kind(0.1)
+    transfer = Transfer(source, attack)
+    assert (transfer.eps, transfer.gradient) == (0.1, attack.gradient)
+    assert str(transfer) == f"Transfer(attack={attack})"
+    before = snapshot(source), snapshot(target)
+    transferred = transfer(target, x, y, generator(3))
+    assert_same_bits(transferred, attack(source, x, y, generator(3)))
+    if attack != RFGSM(0.1, alpha=0.1):  # which looks at no network
+        assert not torch.equal(transferred, attack(target, x, y, generator(3)))
+    assert_unchanged(source, before[0])
+    assert_unchanged(target, before[1])

@@ -4,5 +4,6 @@ from snnkern.attacks.attack import Attack
 from snnkern.attacks.evaluate import Evaluation, evaluate
 from snnkern.attacks.fgsm import FGSM, RFGSM
 from snnkern.attacks.pgd import BIM, PGD
+from snnkern.attacks.transfer import Transfer
 
-__all__ = ["BIM", "FGSM", "PGD", "RFGSM", "Attack", "Evaluation", "evaluate"]
+__all__ = ["BIM", "FGSM", "PGD", "RFGSM", "Attack", "Evaluation", "Transfer", "evaluate"]
