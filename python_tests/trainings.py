@@ -179,6 +179,7 @@ def rank(method: str, folder: Path, batch: int, rank: int, every: int | None = N
     try:
         model, _ = shared(method, folder / "run", batch, every=every)
         save_checkpoint(folder / f"rank{rank}.safetensors", {"model": model.state_dict()})
+        torch.distributed.barrier()  # none leaves while another still talks to it
     finally:
         torch.distributed.destroy_process_group()
 
