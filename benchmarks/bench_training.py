@@ -18,10 +18,11 @@ from benchmarks.comparison import Quartiles, Setting
 from snnkern.attacks import FGSM
 from snnkern.models import vgg11
 from snnkern.report.table import Cell, Table
-from snnkern.training import HIRE, Memory, Method, Natural, orthogonal_retraction
+from snnkern.training import HIRE, RAT, Memory, Method, Natural, orthogonal_retraction
 
 TIMESTEPS, IMAGES, ROUNDS = 8, 16, 7
-MEMORY_IMAGES = 32  # the batch of Kundu et al.
+HIRE_IMAGES = 32  # the batch of Kundu et al.
+RAT_IMAGES = 64  # the batch of Ding et al.
 
 Step = Callable[[], None]
 
@@ -92,8 +93,12 @@ RATIOS = (
     ("natural step, plain PyTorch", "natural step", "at least 1.25"),
     ("natural step, layers of torch.nn", "natural step", ""),
     ("gradient of the images, BPTR", "gradient of the images, BPTT", "at most 0.6"),
-    ("retraction of SNN-RAT", "natural step", "at most 0.05"),
-    ("HIRE, no batch norm", "natural step, no batch norm", "at most 1"),
+    ("retraction of SNN-RAT", f"SNN-RAT with its attack, {RAT_IMAGES} images", "at most 0.05"),
+    (
+        f"HIRE, no batch norm, {HIRE_IMAGES} images",
+        f"natural step, no batch norm, {HIRE_IMAGES} images",
+        "at most 1",
+    ),
 )
 
 
@@ -105,7 +110,7 @@ def test_training(
 ) -> None:
     if setting.threads != pytestconfig.getoption("threads")[-1]:
         pytest.skip("a step takes seconds: measured with the last number of threads alone")
-    steps = Steps()
+    steps, of_hire, of_rat = Steps(), Steps(HIRE_IMAGES), Steps(RAT_IMAGES)
     run: dict[str, Step] = {
         "natural step": steps.method(Natural(), steps.network),
         "natural step, layers of torch.nn": steps.method(Natural(), steps.unpacked),
@@ -113,8 +118,11 @@ def test_training(
         "gradient of the images, BPTT": steps.attack(None),
         "gradient of the images, BPTR": steps.attack("rate"),
         "retraction of SNN-RAT": steps.retraction,
-        "natural step, no batch norm": steps.method(Natural(), steps.hire),
-        "HIRE, no batch norm": steps.method(HIRE(0.025), steps.hire),
+        f"SNN-RAT with its attack, {RAT_IMAGES} images": of_rat.method(RAT(), of_rat.network),
+        f"natural step, no batch norm, {HIRE_IMAGES} images": of_hire.method(
+            Natural(), of_hire.hire
+        ),
+        f"HIRE, no batch norm, {HIRE_IMAGES} images": of_hire.method(HIRE(0.025), of_hire.hire),
     }
     seconds: dict[str, list[float]] = {name: [] for name in run}
 
@@ -135,8 +143,9 @@ def test_training(
         for one, other, bar in RATIOS
     ]
     caption = (
-        f"VGG11 with batch norm, T = {TIMESTEPS}, {IMAGES} images of 32x32, float32, {setting}; "
-        f"medians of {ROUNDS} interleaved rounds."
+        f"VGG11 with batch norm, T = {TIMESTEPS}, {IMAGES} images of 32x32 where no other number is "
+        f"given (the methods' own batches), float32, {setting}; medians of {ROUNDS} interleaved "
+        "rounds."
     )
     head, *rows = [
         tuple(map(Cell, row))
@@ -151,7 +160,7 @@ def test_training(
 
 
 def test_memory_of_methods(benchmark: Any, report_table: Callable[..., None]) -> None:
-    steps = Steps(MEMORY_IMAGES)
+    steps = Steps(HIRE_IMAGES)
     run = {
         "natural": (steps.method(Natural(), steps.network), steps.network),
         "natural, plain PyTorch": (steps.method(Natural(), steps.plain), steps.plain),
@@ -165,7 +174,7 @@ def test_memory_of_methods(benchmark: Any, report_table: Callable[..., None]) ->
         lambda: {name: peak_bytes(*of) for name, of in run.items()}, rounds=1
     )
     caption = (
-        f"VGG11, T = {TIMESTEPS}, {MEMORY_IMAGES} images of 32x32, float32: the most that a step "
+        f"VGG11, T = {TIMESTEPS}, {HIRE_IMAGES} images of 32x32, float32: the most that a step "
         "allocates at once, gradients included, parameters and momentum aside. Bar: HIRE at most "
         "0.75 of natural training."
     )
