@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from snnkern._checks import check_number
-from snnkern.attacks.attack import Attack, Loss, input_gradient, random_like
+from snnkern.attacks.attack import Attack, Victim, random_like
 
 
 @dataclass(frozen=True)
 class FGSM(Attack):
     """Fast gradient sign method, Goodfellow et al. 2015: ``x + eps sign(grad)``, clipped."""
 
-    def perturb(self, loss: Loss, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def perturb(self, victim: Victim, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """One step of full size."""
-        return self.project(x + self.eps * input_gradient(loss, x).sign(), x)
+        return self.project(x + self.eps * victim.input_gradient(x).sign(), x)
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class RFGSM(Attack):
         if self.alpha is not None:
             check_number("RFGSM: alpha", self.alpha, low=0, high=self.eps)
 
-    def perturb(self, loss: Loss, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def perturb(self, victim: Victim, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """A random step, then the step of the gradient there."""
         alpha = self.eps / 2 if self.alpha is None else self.alpha
         start = (x + alpha * random_like(x, torch.randn, generator).sign()).clamp(0, 1)
-        step = (self.eps - alpha) * input_gradient(loss, start).sign()
+        step = (self.eps - alpha) * victim.input_gradient(start).sign()
         return self.project(start + step, x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from snnkern._checks import check_int, check_number
-from snnkern.attacks.attack import Attack, Loss, input_gradient, random_like
+from snnkern.attacks.attack import Attack, Victim, random_like
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PGD(Attack):
             check_number(f"{name}: step_size", self.step_size, low=0)
         check_int(f"{name}: steps", self.steps, 1)
 
-    def perturb(self, loss: Loss, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def perturb(self, victim: Victim, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Steps along the sign of the gradient, each projected."""
         step_size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         adversarial = x
@@ -42,7 +42,7 @@ class PGD(Attack):
             noise = random_like(x, torch.rand, generator) * 2 - 1
             adversarial = (x + self.eps * noise).clamp(0, 1)
         for _ in range(self.steps):
-            step = step_size * input_gradient(loss, adversarial).sign()
+            step = step_size * victim.input_gradient(adversarial).sign()
             adversarial = self.project(adversarial + step, x)
         return adversarial
 
