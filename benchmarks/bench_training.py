@@ -143,9 +143,9 @@ def test_training(
         for one, other, bar in RATIOS
     ]
     caption = (
-        f"VGG11 with batch norm, T = {TIMESTEPS}, {IMAGES} images of 32x32 where no other number is "
-        f"given (the methods' own batches), float32, {setting}; medians of {ROUNDS} interleaved "
-        "rounds."
+        f"VGG11 with batch norm, T = {TIMESTEPS}, {IMAGES} images of 32x32 where no other number "
+        f"is given (the methods' own batches), float32, {setting}; medians of {ROUNDS} "
+        "interleaved rounds."
     )
     head, *rows = [
         tuple(map(Cell, row))
