@@ -9,26 +9,27 @@ worst rounding error of any order of summation, of the network's sum and of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeGuard, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnkern import reference
+from snnkern import functional
+from snnkern.certify import first
 from snnkern.models import Normalize
-from snnkern.nn import LIF, Direct, MeanReadout, SharedDropout, SumReadout, TimeDistributed, packed
-
-
-class Interval(NamedTuple):
-    """Elementwise bounds."""
-
-    lower: Tensor
-    upper: Tensor
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Interval:
-        """The image under a function that is monotone in floating point."""
-        return Interval(f(self.lower), f(self.upper))
+from snnkern.nn import (
+    LIF,
+    Direct,
+    MeanReadout,
+    NormLIF,
+    SharedDropout,
+    SumReadout,
+    TimeDistributed,
+    packed,
+)
+from snnkern.reference import Interval
 
 
 def rounding(terms: int, dtype: torch.dtype) -> float:
@@ -42,24 +43,33 @@ def rounding(terms: int, dtype: torch.dtype) -> float:
     return 3 * n * u / (1 - n * u)
 
 
-def affine(
-    box: Interval,
-    terms: int,
-    apply: Callable[[Tensor], Tensor],
-    magnitude: Callable[[Tensor], Tensor],
-    bias: Tensor | float = 0.0,
-) -> Interval:
-    """Bounds of an affine map whose outputs sum ``terms`` numbers.
+@dataclass(frozen=True)
+class Affine:
+    """An affine module, and what bounds its rounding errors.
 
-    ``apply`` is the map, ``magnitude`` the one with the absolute values of its weights and without
-    bias, ``bias`` the absolute value of that, broadcastable to the output.
+    Attributes:
+        apply: the map as the network computes it.
+        magnitude: the map with the absolute values of its weights and without bias.
+        bias: the absolute value of that, broadcastable to the output.
+        terms: numbers that an output sums.
+        spread: outputs that an input goes to, which the transposed map sums.
     """
-    gamma = rounding(terms, box.lower.dtype)
+
+    apply: Callable[[Tensor], Tensor]
+    magnitude: Callable[[Tensor], Tensor]
+    bias: Tensor | float
+    terms: int
+    spread: int
+
+
+def affine(box: Interval, its: Affine) -> Interval:
+    """Bounds of an affine map, for any order of summation."""
+    gamma = rounding(its.terms, box.lower.dtype)
     centre = (box.lower + box.upper) / 2
     # Rounding may leave the centre off the middle: the radius reaches the farther end.
     radius = torch.maximum(box.upper - centre, centre - box.lower)
-    spread = magnitude(radius + gamma * (centre.abs() + 2 * radius)) + gamma * bias
-    middle = apply(centre)
+    spread = its.magnitude(radius + gamma * (centre.abs() + 2 * radius)) + gamma * its.bias
+    middle = its.apply(centre)
     if not bool(middle.isfinite().all() and spread.isfinite().all()):
         raise ValueError(
             "the model's sums overflow within the box, expected weights and inputs whose sums are "
@@ -68,40 +78,86 @@ def affine(
     return Interval(middle - spread, middle + spread)
 
 
-def _linear(module: nn.Linear, box: Interval) -> Interval:
-    return affine(
-        box,
-        module.in_features + 1,
+def linear(module: nn.Linear) -> Affine:
+    """A linear layer."""
+    return Affine(
         module,
         lambda t: F.linear(t, module.weight.abs()),
         0.0 if module.bias is None else module.bias.abs(),
+        module.in_features + 1,
+        module.out_features,
     )
 
 
-def _conv(module: nn.Conv2d, box: Interval) -> Interval:
-    return affine(
-        box,
-        module.weight[0].numel() + 1,
+def conv(module: nn.Conv2d) -> Affine:
+    """A convolution."""
+    return Affine(
         module,
         lambda t: module._conv_forward(t, module.weight.abs(), None),
         0.0 if module.bias is None else module.bias.abs()[:, None, None],
+        module.weight[0].numel() + 1,
+        # With "reflect" and the like an input may stand in for several of the padding.
+        module.weight[:, 0].numel() * (1 if module.padding_mode == "zeros" else 4),
     )
 
 
-def _avg_pool(module: nn.AvgPool2d, box: Interval) -> Interval:
+def avg_pool(module: nn.AvgPool2d) -> Affine:
+    """Average pooling."""
     size = module.kernel_size
     terms = size * size if isinstance(size, int) else size[0] * size[1]
-    return affine(box, terms + 1, module, module)
+    return Affine(module, module, 0.0, terms + 1, terms)
 
 
-def interval_lif(layer: LIF, box: Interval) -> Interval:
-    """Bounds of the spikes of a neuron layer, ``[T, N, ...]`` (eq. 7 to 9), for any reset.
+def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
+    """Batch norm by running statistics."""
+    mean, var = module.running_mean, module.running_var
+    if module.training or mean is None or var is None:
+        raise TypeError(
+            f"model holds a {type(module).__name__} without running statistics or in training, "
+            "expected one whose output does not depend on the batch"
+        )
+    scale = torch.rsqrt(var + module.eps)
+    if module.weight is not None:
+        scale = scale * module.weight.abs()
+    bias = (mean * scale).abs() + (0.0 if module.bias is None else module.bias.abs())
+    channel = (1, -1) if isinstance(module, nn.BatchNorm1d) else (1, -1, 1, 1)
+    return Affine(module, lambda t: t * scale.view(channel), bias.view(channel), 4, 1)
 
-    A membrane in ``[l, u]`` fires for sure where ``l`` fires and may fire where ``u`` does. What is
-    carried on is the smallest interval around the states of both cases.
-    """
-    if layer.is_relu:
-        return box.map(torch.relu)
+
+AFFINE: dict[type[nn.Module], Callable[[Any], Affine]] = {
+    nn.Linear: linear,
+    nn.Conv2d: conv,
+    nn.AvgPool2d: avg_pool,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+    packed.Linear: linear,
+    packed.Conv2d: conv,
+    packed.AvgPool2d: avg_pool,
+}
+
+
+def scale_and_shift(layer: NormLIF) -> tuple[Tensor, Tensor]:
+    """What a normalised layer multiplies and adds per channel, as it computes them."""
+    mean, var = layer.running_mean, layer.running_var
+    if layer.training or mean is None or var is None:
+        raise TypeError(
+            "model holds a NormLIF without running statistics or in training, expected one whose "
+            "output does not depend on the batch"
+        )
+    inverse = torch.rsqrt(var + layer.eps)
+    scale = inverse if layer.weight is None else layer.weight * inverse
+    return scale, (0.0 if layer.bias is None else layer.bias) - mean * scale
+
+
+def scaled(layer: NormLIF, box: Interval) -> Interval:
+    """Bounds of what its neurons see: scaling and shifting are monotone in floating point."""
+    scale, shift = (t.view(-1, *(1,) * (box.lower.dim() - 3)) for t in scale_and_shift(layer))
+    ends = box.map(lambda t: scale * t + shift)
+    return Interval(torch.minimum(*ends), torch.maximum(*ends))
+
+
+def neuron_options(layer: LIF) -> dict[str, Any]:
+    """What the ops of certification are called with, for a layer that they can bound."""
     if layer.stateful or layer.return_state:
         raise TypeError(
             "model holds a LIF with stateful or return_state, expected one that starts from rest "
@@ -112,76 +168,28 @@ def interval_lif(layer: LIF, box: Interval) -> Interval:
             f"model holds LIF({layer.extra_repr()}), expected charge='leak' without gain, synapse "
             "or delayed spikes: the others are not monotone in floating point"
         )
-    dtype = reference.state_dtype(box.lower.dtype)
-    neuron = reference.Neuron(
-        reference.broadcast(layer.dynamics()["leak"].to(dtype), box.lower),
-        reference.broadcast(layer.dynamics()["threshold"].to(dtype), box.lower),
-        reset=reference.RESETS.index(layer.reset),
-        v_reset=layer.v_reset,
-        strict=layer.strict,
-    )
-    start = torch.full_like(box.lower[0], layer.v_init or 0.0, dtype=dtype)
-    rest = neuron._replace(reset=reference.NONE)
-    state = Interval(start, start)
-    lowers, uppers = [], []
-    for x_lower, x_upper in zip(box.lower.to(dtype), box.upper.to(dtype), strict=True):
-        if neuron.reset == reference.DELAYED_SOFT:
-            membrane = _delayed_charge(neuron, state, Interval(x_lower, x_upper))
-        else:
-            membrane = Interval(
-                rest.charge(state.lower, x_lower), rest.charge(state.upper, x_upper)
-            )
-        surely, maybe = membrane.map(neuron.fires)
-        state = _carried(neuron, membrane, surely, maybe)
-        lowers.append(surely)
-        uppers.append(maybe)
-    return Interval(torch.stack(lowers), torch.stack(uppers)).map(
-        lambda spikes: spikes.to(box.lower.dtype)
-    )
+    return {
+        **layer.dynamics(),
+        "reset": layer.reset,
+        "v_reset": layer.v_reset,
+        "v_init": layer.v_init or 0.0,
+        "strict": layer.strict,
+    }
 
 
-def _carried(neuron: reference.Neuron, v: Interval, surely: Tensor, maybe: Tensor) -> Interval:
-    """The states after reset of all membranes in ``v``."""
-    if neuron.reset not in (reference.HARD, reference.SOFT):
-        return v
-    threshold = neuron.threshold
-    silent = Interval(
-        v.lower, torch.minimum(v.upper, threshold)
-    )  # closed where v stops short of it
-    if neuron.reset == reference.HARD:
-        fired = Interval(*(torch.full_like(v.lower, neuron.v_reset),) * 2)
-    else:
-        fired = Interval(torch.maximum(v.lower, threshold) - threshold, v.upper - threshold)
-    both = Interval(
-        torch.minimum(silent.lower, fired.lower), torch.maximum(silent.upper, fired.upper)
-    )
-    return Interval(
-        *(
-            torch.where(surely, after, torch.where(maybe, either, never))
-            for after, either, never in zip(fired, both, v, strict=True)
-        )
-    )
+def interval_lif(layer: LIF, box: Interval, exact_first: bool = True) -> Interval:
+    """Bounds of the spikes of a neuron layer, ``[T, N, ...]`` (eq. 7 to 9), for any reset.
 
-
-def _delayed_charge(neuron: reference.Neuron, u: Interval, x: Interval) -> Interval:
-    """Charge where the step before may have fired, and the threshold is subtracted only now."""
-    surely, maybe = u.map(neuron.fires)
-    threshold = neuron.threshold
-    rest = neuron._replace(reset=reference.NONE)
-    silent = Interval(
-        rest.charge(u.lower, x.lower), rest.charge(torch.minimum(u.upper, threshold), x.upper)
-    )
-    fired = Interval(
-        rest.charge(torch.maximum(u.lower, threshold), x.lower) - threshold,
-        rest.charge(u.upper, x.upper) - threshold,
-    )
-    lower = torch.minimum(silent.lower, fired.lower)
-    upper = torch.maximum(silent.upper, fired.upper)
-    never = Interval(silent.lower, rest.charge(u.upper, x.upper))
-    return Interval(
-        torch.where(surely, fired.lower, torch.where(maybe, lower, never.lower)),
-        torch.where(surely, fired.upper, torch.where(maybe, upper, never.upper)),
-    )
+    With ``exact_first`` those of neurons whose current is constant are exact where there is a rule.
+    """
+    if isinstance(layer, NormLIF):
+        box = scaled(layer, box)
+    if layer.is_relu:
+        return box.map(torch.relu)
+    neuron = neuron_options(layer)
+    if exact_first and first.fits(neuron, box):
+        return first.spikes(neuron, box)
+    return Interval(*functional.interval_lif(*box, **neuron))
 
 
 def _time_distributed(module: TimeDistributed, box: Interval) -> Interval:
@@ -195,12 +203,10 @@ def _time_distributed(module: TimeDistributed, box: Interval) -> Interval:
 
 Rule = Callable[..., Interval]
 RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv,
-    nn.AvgPool2d: _avg_pool,
-    packed.Linear: _linear,
-    packed.Conv2d: _conv,
-    packed.AvgPool2d: _avg_pool,
+    **{
+        kind: lambda module, box, describe=describe: affine(box, describe(module))
+        for kind, describe in AFFINE.items()
+    },
     nn.Flatten: lambda module, box: box.map(module),
     nn.Identity: lambda module, box: box,
     nn.Dropout: lambda module, box: box,
@@ -209,6 +215,7 @@ RULES: dict[type[nn.Module], Rule] = {
     Direct: lambda module, box: box.map(module),
     TimeDistributed: _time_distributed,
     LIF: interval_lif,
+    NormLIF: interval_lif,
 }
 
 
@@ -258,49 +265,85 @@ def _others(y: Tensor, num_classes: int) -> Tensor:
     return every[every != y[:, None]].view(len(y), -1)
 
 
-def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tensor) -> Tensor:
-    """Lower bounds of the margins ``logit[y] - logit[j]``, ``[N, K - 1]``, j ascending without y.
+class Target(NamedTuple):
+    """Margins as sums over time: weights of what enters ``[N, K - 1, features]``, and the rest."""
 
-    ``box`` bounds the input of ``layers``, the last of a network before its readout. Spikes are
-    counted over time, which is exact. Where the last layer is linear, the margin is bounded through
-    the difference of its rows, not as a difference of bounds.
+    weights: Tensor
+    constant: Tensor
+
+
+Head = Callable[[Interval, Tensor], Target]
+
+
+def split_head(layers: list[nn.Module]) -> tuple[Head, list[nn.Module]]:
+    """What makes margins ``logit[y] - logit[j]`` of the layers before, and these.
+
+    Spikes are counted over time, which is exact. Where the last layer is linear, its margin is
+    bounded through the difference of its rows, not as a difference of bounds.
     """
-    timesteps = box.lower.shape[0]
     last = layers[-1]
+    if runs_as(last, LIF) and not last.is_relu:
+
+        def of_spikes(box: Interval, y: Tensor) -> Target:
+            classes = box.lower.shape[2]
+            others = _others(y, classes)
+            one = torch.eye(classes, dtype=box.lower.dtype, device=y.device)
+            weights = one[y][:, None] - one[others]
+            return Target(weights, torch.zeros_like(weights[..., 0]))
+
+        return of_spikes, layers
     if runs_as(last, TimeDistributed) and (
         runs_as(last.module, nn.Linear) or runs_as(last.module, packed.Linear)
     ):
-        for layer in layers[:-1]:
-            box = propagate(layer, box)
-        counts = Interval(box.lower.sum(0), box.upper.sum(0))
-        weight, bias = last.module.weight, last.module.bias
-        others = _others(y, len(weight))
-        difference = weight[y][:, None] - weight[others]  # [N, K - 1, features]
-        constant = torch.zeros_like(difference[..., 0])
-        size = constant
-        if bias is not None:
-            constant = timesteps * (bias[y][:, None] - bias[others])
-            size = timesteps * (bias[y][:, None].abs() + bias[others].abs())
-        lower = torch.einsum("nkf,nf->nk", difference.clamp(min=0), counts.lower)
-        lower = lower + torch.einsum("nkf,nf->nk", difference.clamp(max=0), counts.upper)
-        reach = torch.maximum(box.lower.abs(), box.upper.abs()).sum(0)
-        absolute = weight[y][:, None].abs() + weight[others].abs()
-        size = size + torch.einsum("nkf,nf->nk", absolute, reach)
-        slack = rounding(last.module.in_features + timesteps + 2, lower.dtype) * size
-        total = lower + constant - slack
-    elif runs_as(last, LIF) and not last.is_relu:
-        for layer in layers:
-            box = propagate(layer, box)
-        counts = Interval(box.lower.sum(0), box.upper.sum(0))
-        others = _others(y, counts.lower.shape[1])
-        total = counts.lower.gather(1, y[:, None]) - counts.upper.gather(1, others)
-    else:
-        raise TypeError(
-            f"model has {type(last).__name__} as its last layer, expected a LIF or "
-            "TimeDistributed(nn.Linear)"
-        )
+        module = last.module
+
+        def of_currents(box: Interval, y: Tensor) -> Target:
+            timesteps = box.lower.shape[0]
+            weight, bias = module.weight, module.bias
+            others = _others(y, len(weight))
+            difference = weight[y][:, None] - weight[others]
+            constant = size = torch.zeros_like(difference[..., 0])
+            if bias is not None:
+                constant = timesteps * (bias[y][:, None] - bias[others])
+                size = timesteps * (bias[y][:, None].abs() + bias[others].abs())
+            reach = torch.maximum(box.lower.abs(), box.upper.abs()).sum(0)
+            absolute = weight[y][:, None].abs() + weight[others].abs()
+            size = size + torch.einsum("nkf,nf->nk", absolute, reach)
+            slack = rounding(module.in_features + timesteps + 2, box.lower.dtype) * size
+            return Target(difference, constant - slack)
+
+        return of_currents, layers[:-1]
+    raise TypeError(
+        f"model has {type(last).__name__} as its last layer, expected a LIF or "
+        "TimeDistributed(nn.Linear)"
+    )
+
+
+def counts_spikes(layers: list[nn.Module]) -> bool:
+    """Whether margins are differences of numbers of spikes."""
+    return runs_as(layers[-1], LIF)
+
+
+def divisor(readout: nn.Module, timesteps: int) -> int:
+    """By what a readout divides the sum over time."""
     if runs_as(readout, SumReadout):
-        return total
+        return 1
     if runs_as(readout, MeanReadout):
-        return total / timesteps
+        return timesteps
     raise TypeError(f"model ends in a {type(readout).__name__}, expected MeanReadout or SumReadout")
+
+
+def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tensor) -> Tensor:
+    """Lower bounds of the margins ``logit[y] - logit[j]``, ``[N, K - 1]``, j ascending without y.
+
+    ``box`` bounds the input of ``layers``, the last of a network before its readout.
+    """
+    timesteps = box.lower.shape[0]
+    head, before = split_head(layers)
+    for layer in before:
+        box = propagate(layer, box)
+    target = head(box, y)
+    counts = box.map(lambda t: t.sum(0))
+    lower = torch.einsum("nkf,nf->nk", target.weights.clamp(min=0), counts.lower)
+    lower = lower + torch.einsum("nkf,nf->nk", target.weights.clamp(max=0), counts.upper)
+    return (lower + target.constant) / divisor(readout, timesteps)
