@@ -863,7 +863,9 @@ def test_the_box_of_verify_holds_the_whole_ball(
 ) -> None:
     seen: list[Tensor] = []
 
-    def remember(model: nn.Module, lower: Tensor, upper: Tensor, *rest: object) -> Tensor:
+    def remember(
+        model: nn.Module, lower: Tensor, upper: Tensor, *rest: object, **draws: object
+    ) -> Tensor:
         seen.extend((lower, upper))
         return torch.zeros(1, 2)
 

@@ -297,10 +297,10 @@ def forget_the_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def swap_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = crown.least
+    right = crown.least_in_box
     monkeypatch.setattr(
         crown,
-        "least",
+        "least_in_box",
         lambda rows, box, options: right(rows, Interval(box.upper, box.lower), options),
     )
 

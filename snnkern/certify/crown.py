@@ -226,7 +226,7 @@ def trace(module: nn.Module, box: Interval, options: Options) -> Traced:
     return _shape_only(module, box, options)
 
 
-def least(rows: Tensor, box: Interval, options: Options) -> Tensor:
+def least_in_box(rows: Tensor, box: Interval, options: Options) -> Tensor:
     """The least ``sum(rows[r] * x)`` of all x in the box, ``[R, N]`` float64, from below.
 
     Of an input that is the same at every step, over the x that are so as well.
@@ -246,14 +246,23 @@ def least(rows: Tensor, box: Interval, options: Options) -> Tensor:
     return _down(value - (slack + gamma * _weigh(rows.abs(), reach)))
 
 
+# From weights of the input ``[R, T, N, ...]`` to their least sum over all inputs, ``[R, N]``.
+Least = Callable[[Tensor], Tensor]
 TIGHT = Options()
 WITH_SLOPES_OF_THE_PAPER = Options("paper")
 
 
-def totals(layers: list[nn.Module], box: Interval, y: Tensor, options: Options = TIGHT) -> Tensor:
+def totals(
+    layers: list[nn.Module],
+    box: Interval,
+    y: Tensor,
+    options: Options = TIGHT,
+    least: Least | None = None,
+) -> Tensor:
     """Lower bounds of the margins' sums over time, ``[N, K - 1]`` float64, j ascending without y.
 
-    ``box`` bounds the input of ``layers``, the last of a network before its readout.
+    ``box`` bounds the input of ``layers``, the last of a network before its readout; ``least``
+    knows more about which inputs there are than the box does.
     """
     head, before = ibp.split_head(layers)
     traced = _chain(before, box, options)
@@ -263,7 +272,7 @@ def totals(layers: list[nn.Module], box: Interval, y: Tensor, options: Options =
     parts = []
     for some in rows.split(max(1, CHUNK // traced.width)):
         lines, bias = traced.back(some)
-        parts.append(bias + least(lines, box, options))
+        parts.append(bias + (least(lines) if least else least_in_box(lines, box, options)))
     total = torch.cat(parts).T + _down(target.constant.double())
     # What overflowed on the way says nothing.
     return torch.where(total.isnan(), -math.inf, total)

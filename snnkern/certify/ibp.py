@@ -201,12 +201,68 @@ def _time_distributed(module: TimeDistributed, box: Interval) -> Interval:
     return merged.map(lambda t: t.unflatten(0, (timesteps, -1)))
 
 
+class Budgeted(TimeDistributed):
+    """A linear layer or convolution of spikes, of which few may differ from given ones.
+
+    Args:
+        module: the layer.
+        spikes: 0 or 1, ``[T, N, ...]``.
+        free: which of them may differ, bool.
+        flips: how many may, over all steps; so in a single one as well.
+    """
+
+    def __init__(self, module: nn.Module, spikes: Tensor, free: Tensor, flips: int) -> None:
+        super().__init__(module)
+        self.spikes, self.free, self.flips = spikes, free, flips
+
+
+def counts_flips(module: nn.Module) -> bool:
+    """Whether ``Budgeted`` has a rule for the module."""
+    if runs_as(module, nn.Conv2d) or runs_as(module, packed.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return runs_as(module, nn.Linear) or runs_as(module, packed.Linear)
+
+
+def _budgeted(module: Budgeted, box: Interval) -> Interval:
+    """The sums of the most that so many flips can add to and take from every output."""
+    anywhere = _time_distributed(module, box)
+    inner, merged = module.module, module.spikes.flatten(0, 1)
+    its = AFFINE[next(kind for kind in AFFINE if runs_as(inner, kind))](inner)
+    weight = inner.get_parameter("weight").flatten(1)
+    sign = (1 - 2 * merged) * module.free.flatten(0, 1)
+    if isinstance(inner, nn.Conv2d):
+        padding = inner._reversed_padding_repeated_twice
+        sign = F.unfold(F.pad(sign, padding), inner.kernel_size, inner.dilation, 0, inner.stride)
+        changes = [torch.einsum("of,fl->olf", weight, one) for one in sign]
+    else:
+        changes = [weight * one for one in sign]
+    parts = []
+    for change in changes:
+        count = min(module.flips, change.shape[-1])
+        parts.append(
+            (
+                change.clamp(max=0).topk(count, -1, largest=False).values.sum(-1),
+                change.clamp(min=0).topk(count, -1).values.sum(-1),
+            )
+        )
+    around = affine(Interval(merged, merged), its)
+    size = its.magnitude(torch.ones_like(merged)) + its.bias
+    spread = rounding(its.terms, merged.dtype) * size
+    less, more = (torch.stack(part).view(around.lower.shape) for part in zip(*parts, strict=True))
+    near = Interval(around.lower + less - spread, around.upper + more + spread)
+    near = near.map(lambda t: t.view(anywhere.lower.shape))
+    return Interval(
+        torch.maximum(anywhere.lower, near.lower), torch.minimum(anywhere.upper, near.upper)
+    )
+
+
 Rule = Callable[..., Interval]
 RULES: dict[type[nn.Module], Rule] = {
     **{
         kind: lambda module, box, describe=describe: affine(box, describe(module))
         for kind, describe in AFFINE.items()
     },
+    Budgeted: _budgeted,  # before what it is a kind of
     nn.Flatten: lambda module, box: box.map(module),
     nn.Identity: lambda module, box: box,
     nn.Dropout: lambda module, box: box,
