@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from snnkern import functional
 from snnkern.autograd import is_constant
-from snnkern.certify import first, ibp
+from snnkern.certify import first, ibp, published
 from snnkern.nn import LIF, NormLIF, TimeDistributed
 from snnkern.reference import Interval
 
@@ -92,7 +92,7 @@ def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Op
     seen = box.map(lambda t: t[:timesteps])
     with torch.no_grad():
         size = its.magnitude(_reach(seen).flatten(0, 1)) + its.bias
-        zero = its.apply(torch.zeros_like(seen.lower[0, :1]))
+    zero = its.apply(torch.zeros_like(seen.lower[0, :1]))
     size = size.view(timesteps, -1, *size.shape[1:])
     gamma = ibp.rounding(max(its.terms, its.spread), box.lower.dtype)
 
@@ -111,7 +111,7 @@ def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Op
         with torch.enable_grad():
             x = flat.new_zeros(len(flat), *box.lower.shape[2:]).requires_grad_()
             y = its.apply(x)
-        (weights,) = torch.autograd.grad(y, x, flat)
+        (weights,) = torch.autograd.grad(y, x, flat, create_graph=torch.is_grad_enabled())
         return weights.view(*rows.shape[:3], *weights.shape[1:]), bias - slack
 
     return Traced(after, back, max(box.lower.numel(), after.lower.numel()))
@@ -124,17 +124,24 @@ def _neurons(layer: LIF, box: Interval, options: Options) -> Traced:
     if layer.is_relu:
         return _behind(_relu(box), scaling)
     neuron = ibp.neuron_options(layer)
-    if options.exact_first and first.fits(neuron, box):
+    if options.exact_first and first.fits(neuron, box) and not torch.is_grad_enabled():
         surely, maybe = first.spikes(neuron, box)
 
         def exact(rows: Tensor) -> tuple[Tensor, Tensor]:
             return first.lines(rows, neuron, box)
 
         return _behind(Traced(Interval(surely, maybe), exact, surely.numel()), scaling)
-    surely, maybe, low, high = functional.interval_lif(*box, **neuron, return_membranes=True)
+    surely, maybe, low, high = functional.interval_lif(
+        box.lower, box.upper, **neuron | ibp.surrogate_of(layer), return_membranes=True
+    )
 
     def back(rows: Tensor) -> tuple[Tensor, Tensor]:
-        lines, bias = functional.relax_lif(rows, low, high, **neuron, slope=options.slope)
+        if published.wanted():
+            lines, bias = published.lines(
+                rows, neuron, Interval(surely, maybe), Interval(low, high)
+            )
+        else:
+            lines, bias = functional.relax_lif(rows, low, high, **neuron, slope=options.slope)
         bias = bias.flatten(2)
         off = ibp.rounding(bias.shape[2], torch.float64) * bias.abs().sum(2)
         return lines, bias.sum(2) - off
@@ -240,8 +247,9 @@ def least_in_box(rows: Tensor, box: Interval, options: Options) -> Tensor:
             total = rows.abs().sum(1, keepdim=True, dtype=torch.float64)
             slack = timesteps * 2.0**-50 * _weigh(total, reach)
             rows = rows.sum(1, keepdim=True, dtype=torch.float64)
-    box, reach = box.map(lambda t: t.expand(rows.shape[1:])), reach.expand(rows.shape[1:])
-    value = _weigh(rows.clamp(min=0), box.lower) + _weigh(rows.clamp(max=0), box.upper)
+    low, high = (end.double().expand(rows.shape[1:]) for end in box)
+    reach = reach.expand(rows.shape[1:])
+    value = _weigh(rows, (low + high) / 2) - _weigh(rows.abs(), (high - low) / 2)
     gamma = ibp.rounding(2 * rows[0, :, 0].numel(), torch.float64)
     return _down(value - (slack + gamma * _weigh(rows.abs(), reach)))
 

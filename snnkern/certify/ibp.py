@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnkern import functional
-from snnkern.certify import first
+from snnkern.certify import first, published
 from snnkern.models import Normalize
 from snnkern.nn import (
     LIF,
@@ -64,6 +64,8 @@ class Affine:
 
 def affine(box: Interval, its: Affine) -> Interval:
     """Bounds of an affine map, for any order of summation."""
+    if published.wanted():
+        box = published.unsure(box)
     gamma = rounding(its.terms, box.lower.dtype)
     centre = (box.lower + box.upper) / 2
     # Rounding may leave the centre off the middle: the radius reaches the farther end.
@@ -177,19 +179,26 @@ def neuron_options(layer: LIF) -> dict[str, Any]:
     }
 
 
-def interval_lif(layer: LIF, box: Interval, exact_first: bool = True) -> Interval:
+def surrogate_of(layer: LIF) -> dict[str, Any]:
+    """By what the spikes at either end are differentiated, where they are."""
+    return {"surrogate": layer.active_surrogate(layer.surrogate)} if torch.is_grad_enabled() else {}
+
+
+def interval_lif(layer: LIF, box: Interval) -> Interval:
     """Bounds of the spikes of a neuron layer, ``[T, N, ...]`` (eq. 7 to 9), for any reset.
 
-    With ``exact_first`` those of neurons whose current is constant are exact where there is a rule.
+    Those of neurons whose current is constant are exact where there is a rule, but where they are
+    differentiated: the exact ones have no gradient.
     """
     if isinstance(layer, NormLIF):
         box = scaled(layer, box)
     if layer.is_relu:
         return box.map(torch.relu)
     neuron = neuron_options(layer)
-    if exact_first and first.fits(neuron, box):
+    if first.fits(neuron, box) and not torch.is_grad_enabled():
         return first.spikes(neuron, box)
-    return Interval(*functional.interval_lif(*box, **neuron))
+    options = neuron | surrogate_of(layer)
+    return Interval(*functional.interval_lif(box.lower, box.upper, **options))
 
 
 def _time_distributed(module: TimeDistributed, box: Interval) -> Interval:
