@@ -167,8 +167,8 @@ std::tuple<Tensor, Tensor> relax_lif_op(const Tensor& rows, const Tensor& v_lowe
   STD_TORCH_CHECK(state_type_of(v_lower) == dtype && rows.scalar_type() == dtype &&
                       layout.has_shape_of(rows, 2) && rows.size(1) == timesteps,
                   "snnkern: rows need the dtype and shape of the membranes, for every row");
-  STD_TORCH_CHECK(slope >= 0 && slope <= static_cast<int64_t>(Slope::kGiven) &&
-                      (slope == static_cast<int64_t>(Slope::kGiven)) == slopes.has_value(),
+  STD_TORCH_CHECK(slope >= 0 && slope <= static_cast<int64_t>(Slope::kMixed) &&
+                      (slope >= static_cast<int64_t>(Slope::kGiven)) == slopes.has_value(),
                   "snnkern: unknown slope ", slope, ", or slopes that do not fit it");
   const Tensor low = layout.steps(v_lower), high = layout.steps(v_upper);
   const Tensor weights = stacked(rows, layout, timesteps, dtype, v_lower, true);

@@ -114,6 +114,7 @@ enum class Slope : int {
   kEdge = 0,   // of the longer edge of the lower hull
   kPaper = 1,  // eq. 8 and 10 of Liang et al. 2022
   kGiven = 2,
+  kMixed = 3,  // between the edges of the lower hull, at a given share of the way to the right one
 };
 
 template <class F>
@@ -125,7 +126,7 @@ struct Line {
 // A line in the membrane v, `bounds.lower` <= v <= `bounds.upper`, below
 // on_spike * s(v) + on_next * (what v leaves to the membrane of the next step).
 //   before  the largest magnitude of the state that v was charged from
-//   given   the slope, for Slope::kGiven
+//   given   the slope, for Slope::kGiven, or the share, for Slope::kMixed
 // In double: a slope is rounded to F once, and the intercept is that of the rounded slope.
 template <Reset kReset, Slope kSlope, class F>
 SNN_HD Line<F> line_below(F row, F after, const Interval<F>& bounds, double before, F given,
@@ -156,6 +157,14 @@ SNN_HD Line<F> line_below(F row, F after, const Interval<F>& bounds, double befo
     const bool longer = below >= above;
     const double edge = (longer ? middle - left : right - middle) / (longer ? below : above);
     line = middle - left < chord * below ? edge : chord;
+  } else if constexpr (kSlope == Slope::kMixed) {
+    const double middle = lesser(silent, fired);
+    const double chord = (right - left) / (high - low);
+    const double one =
+        (below > 0.0 ? middle - left : right - middle) / (below > 0.0 ? below : above);
+    const double other =
+        (above > 0.0 ? right - middle : middle - left) / (above > 0.0 ? above : below);
+    line = middle - left < chord * below ? one + given * (other - one) : chord;
   } else if constexpr (kSlope == Slope::kPaper) {
     const double jump = kReset == Reset::kHard
                             ? constant - on_state * (on_state > 0.0 ? low : threshold)
@@ -187,7 +196,7 @@ SNN_HD Line<F> line_below(F row, F after, const Interval<F>& bounds, double befo
 // Calls f with the slope as a constant.
 template <class Call>
 void with_slope(Slope slope, Call&& f) {
-  with_enum<Slope::kGiven>(slope, f);
+  with_enum<Slope::kMixed>(slope, f);
 }
 
 }  // namespace snnkern

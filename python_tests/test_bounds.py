@@ -63,6 +63,17 @@ def neurons(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES) -> dict[s
     return neuron(draw, dtype) | {"dtype": dtype, "seed": draw(st.integers(0, 2**20))}
 
 
+SLOPES = ("edge", "paper", "given", "mixed")
+
+
+def chosen(slope: str, rows: Tensor, seed: int) -> dict[str, Any]:
+    """How relax_lif is told about a slope; given ones and shares are as they come."""
+    drawn = 2 * random(*rows.shape, seed=seed, dtype=rows.dtype)
+    if slope == "mixed":
+        return {"mix": drawn.sigmoid() if seed % 2 else drawn}
+    return {"slope": 3 * drawn if slope == "given" else slope}
+
+
 # Intervals
 
 
@@ -252,19 +263,19 @@ def rows_like(lower: Tensor, count: int, seed: int) -> Tensor:
 
 
 @compiled
-@given(neurons(), st.sampled_from(LAYOUTS), st.sampled_from(["edge", "paper", "given"]))
-@settings(max_examples=100)
+@given(neurons(), st.sampled_from(LAYOUTS), st.sampled_from(SLOPES))
+@settings(max_examples=120)
 def test_lines_of_the_kernel_are_those_of_the_reference(
-    options: dict[str, Any], layout: str, slope: Any
+    options: dict[str, Any], layout: str, slope: str
 ) -> None:
     seed = options.pop("seed")
     lower, upper = box(seed, layout, options.pop("dtype"))
     *_, low, high = interval_lif(lower, upper, **options, return_membranes=True)
     rows = rows_like(lower, 3, seed)
-    slope = rows_like(lower, 3, seed + 1) if slope == "given" else slope
+    choice = chosen(slope, rows, seed + 1)
     for stacked in (rows, rows.transpose(0, 1).contiguous().transpose(0, 1)):
         results = [
-            relax_lif(stacked, low, high, **options, slope=slope, backend=backend)
+            relax_lif(stacked, low, high, **options, **choice, backend=backend)
             for backend in ("reference", "cpu")
         ]
         for expected, actual in zip(*results, strict=True):
@@ -272,15 +283,14 @@ def test_lines_of_the_kernel_are_those_of_the_reference(
             assert actual.stride() == expected.stride()
 
 
-def excess_of_lines(options: dict[str, Any], slope: Any, samples: int = 40) -> float:
+def excess_of_lines(options: dict[str, Any], slope: str, samples: int = 40) -> float:
     """By how much lines exceed the weighted spikes that were found; above 0 they are wrong."""
     options = dict(options)
     seed = options.pop("seed")
     lower, upper = box(seed, dtype=options.pop("dtype"))
     *_, low, high = interval_lif(lower, upper, **options, return_membranes=True)
     rows = rows_like(lower, 4, seed)
-    slope = 3 * rows_like(lower, 4, seed + 1) if slope == "given" else slope
-    lines, bias = relax_lif(rows, low, high, **options, slope=slope)
+    lines, bias = relax_lif(rows, low, high, **options, **chosen(slope, rows, seed + 1))
     worst = -float("inf")
     for number in range(samples):
         share = random(*lower.shape, seed=number, dtype=lower.dtype).sigmoid()
@@ -292,24 +302,23 @@ def excess_of_lines(options: dict[str, Any], slope: Any, samples: int = 40) -> f
     return worst
 
 
-@pytest.mark.parametrize("slope", ["edge", "paper", "given"])
+@pytest.mark.parametrize("slope", SLOPES)
 @given(neurons())
 @settings(max_examples=60)
-def test_lines_lie_below_the_spikes(slope: Any, options: dict[str, Any]) -> None:
+def test_lines_lie_below_the_spikes(slope: str, options: dict[str, Any]) -> None:
     assert excess_of_lines(options, slope) <= 0
 
 
 @pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("slope", ["edge", "paper", "given"])
-def test_lines_lie_below_the_spikes_of_every_current_of_a_grid(reset: str, slope: Any) -> None:
+@pytest.mark.parametrize("slope", SLOPES)
+def test_lines_lie_below_the_spikes_of_every_current_of_a_grid(reset: str, slope: str) -> None:
     for seed, strict in itertools.product(range(6), (False, True)):
         lower = (4 * random(4, 1, 5, seed=seed)).round() / 8
         upper = lower + 0.375 * (random(4, 1, 5, seed=seed + 99) > 0)
         neuron: dict[str, Any] = {"leak": 0.5, "threshold": 0.5, "reset": reset, "strict": strict}
         *_, low, high = interval_lif(lower, upper, **neuron, return_membranes=True)
         rows = rows_like(lower, 4, seed)
-        given = rows_like(lower, 4, seed + 7) if slope == "given" else slope
-        lines, bias = relax_lif(rows, low, high, **neuron, slope=given)
+        lines, bias = relax_lif(rows, low, high, **neuron, **chosen(slope, rows, seed + 7))
         share = torch.tensor(list(itertools.product(range(4), repeat=4))) / 3
         x = lower + share.T[:, :, None] * (upper - lower)
         found = torch.einsum("rtk,tmk->rmk", rows[:, :, 0].double(), lif(x, **neuron).double())
@@ -363,10 +372,16 @@ def test_lines_with_the_slopes_of_the_paper_have_its_intercepts(options: dict[st
     assert_within(bias, total, 1e-9 * (1 + lines.abs().amax(1)))
 
 
-def test_gradients_of_lines_reach_slopes_rows_and_membranes() -> None:
+def test_shares_and_gradients_of_lines() -> None:
     lower, upper = box(3, dtype=torch.float64)
     *_, low, high = interval_lif(lower, upper, 0.5, 0.5, return_membranes=True)
     rows, slope = rows_like(lower, 2, 1), rows_like(lower, 2, 2)
+    ends = [relax_lif(rows, low, high, 0.5, 0.5, mix=torch.full_like(rows, k)) for k in (0, 1)]
+    edge = relax_lif(rows, low, high, 0.5, 0.5)
+    either = [(a == b).float().mean() for a, b in zip(edge[0], ends[0][0], strict=True)]
+    assert 0 < min(either) < 1  # the longer edge is now the left one, now the right one
+    last = [lines[:, -1] for lines, _ in (edge, *ends)]
+    assert ((last[0] == last[1]) | (last[0] == last[2])).all()
     inputs = [t.requires_grad_() for t in (rows, low, high)]
     outputs: Any = ()
     for chosen in ("edge", slope.requires_grad_()):
@@ -489,6 +504,8 @@ ROWS = torch.zeros(2, 2, 1, 3)
         (lambda: relax_lif(ROWS[:0], X, X), ValueError, "with R > 0"),
         (lambda: relax_lif(ROWS, X, X, slope="steep"), ValueError, "slope is 'steep'"),
         (lambda: relax_lif(ROWS, X, X, slope=ROWS[:1]), ValueError, "slope has shape"),
+        (lambda: relax_lif(ROWS, X, X, mix=ROWS[:1]), ValueError, "mix has shape"),
+        (lambda: relax_lif(ROWS, X, X, mix=ROWS, slope="paper"), ValueError, "expected one of"),
     ],
 )
 def test_impossible_arguments_are_refused(

@@ -918,7 +918,9 @@ def test_impossible_boxes_are_refused(
 
 
 def test_unknown_methods_are_refused() -> None:
-    with pytest.raises(ValueError, match="method is 'crwon', expected one of ibp, crown, best"):
+    with pytest.raises(
+        ValueError, match="method is 'crwon', expected one of ibp, crown, best, tight"
+    ):
         bounds(tiny_net(), ONE, ONE, LABEL, method="crwon")  # type: ignore[arg-type]
 
 

@@ -30,7 +30,7 @@ from python_tests.test_certify import (
 from snnkern import functional
 from snnkern.certify import bounds, crown, first, ibp, published
 from snnkern.functional import lif
-from snnkern.models import Normalize, SpikingNetwork
+from snnkern.models import Normalize, SpikingNetwork, fc_net
 from snnkern.nn import LIF, MeanReadout, NormLIF, SharedDropout, TimeDistributed, packed
 from snnkern.reference import Interval
 from snnkern.surrogate import Rectangle
@@ -240,6 +240,48 @@ def test_the_best_is_the_better_of_both_for_every_margin() -> None:
     assert min(better.values()) > 5
 
 
+@given(CASES)
+@settings(max_examples=40)
+def test_no_bound_with_optimised_slopes_exceeds_a_margin(case: Case) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crown, "STEPS", 4)
+        patch.setattr(crown, "RATE", 0.5)
+        assert excess(case, method="tight") <= 0
+
+
+def random_net(seed: int, *widths: int, **options: Any) -> tuple[SpikingNetwork, Tensor, Tensor]:
+    """A network of normal weights, an image and the class it sees there."""
+    inputs, *hidden, classes = widths
+    shape = (1, 1, inputs)
+    net = fc_net(classes, 3, input_shape=shape, hidden=hidden, leak=0.9, threshold=1.0, **options)
+    draws = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=1.0 if parameter.dim() > 1 else 0.3, generator=draws)
+    x = torch.rand(1, *shape, generator=draws)
+    return net.eval(), x, net(x).argmax(1)
+
+
+def test_every_part_closes_some_of_the_gap() -> None:
+    gaps: dict[str, float] = dict.fromkeys(("paper", "ibp", "crown", "best", "tight"), 0.0)
+    for seed in range(10):
+        net, x, y = random_net(seed, 6, 8, 3)
+        lower, upper = x - 0.05, x + 0.05
+        found = margins_of(net, sample(lower, upper, 2000, seed), y).amin(1).detach()
+        for name in ("ibp", "crown", "best", "tight"):
+            bound = bounds(net, lower, upper, y, name)
+            assert (bound <= found).all()
+            gaps[name] += (found - bound).mean().item()
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(first, "fits", lambda neuron, box: False)
+            box = Interval(lower, upper).map(lambda t: t.expand(3, *t.shape))
+            by_crown = crown.totals(layers_of(net), box, y, PAPER) / 3
+            theirs = torch.maximum(by_crown, bounds(net, lower, upper, y, "ibp"))
+        gaps["paper"] += (found - theirs).mean().item()
+    assert gaps["best"] < min(gaps["ibp"], gaps["crown"])
+    assert gaps["best"] < 0.6 * gaps["paper"]
+    assert gaps["tight"] < 0.75 * gaps["best"]
+
+
 # The first neurons of a constant current
 
 
@@ -284,7 +326,8 @@ def test_the_first_neurons_are_exact(drawn: tuple[dict[str, Any], Interval], see
     assert (tight.lower >= loose[0]).all()
     assert (tight.upper <= loose[1]).all()
     rows = random(3, *box.lower.shape, seed=seed).to(box.lower.dtype)
-    lines, bias = first.lines(rows, neuron, box)
+    tilt = random(*rows[:, 0].shape, seed=seed + 1) if seed % 2 else None
+    lines, bias = first.lines(rows, neuron, box, tilt)
     found = torch.einsum("rtnck,tmnck->rmn", rows.double(), trains.double())
     bound = torch.einsum("rnck,mnck->rmn", lines[:, 0].double(), current.double())
     assert (bound + bias[:, None] <= found).all()

@@ -821,6 +821,7 @@ def relax_lif(
     v_init: float = 0.0,
     strict: bool = False,
     slope: Slope | Tensor = "edge",
+    mix: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A linear function of the currents below one of the spikes: S-CROWN's step through neurons.
@@ -847,6 +848,8 @@ def relax_lif(
         strict: likewise.
         slope: of the lines of neurons that may or may not fire. ``"edge"``: the longer edge of the
             lower hull; ``"paper"``: eq. 8 and 10; or slopes like ``rows``. Any of them is sound.
+        mix: shares like ``rows``, in place of ``slope``: 0 for the left edge of the hull, 1 for the
+            right one, where it has two. Sound beyond as well.
         backend: see ``interval_lif``. Gradients are those of the reference.
 
     Returns:
@@ -860,10 +863,13 @@ def relax_lif(
     _check_ends(("v_lower", "v_upper"), v_lower, v_upper)
     if v_lower.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"v_lower has dtype {v_lower.dtype}, expected float32 or float64")
-    slopes = slope if isinstance(slope, Tensor) else None
+    slopes = slope if isinstance(slope, Tensor) else mix
+    if mix is not None and slope != "edge":
+        raise ValueError("mix and slope are given, expected one of them")
     if slopes is None and slope not in ("edge", "paper"):
         raise ValueError(f"slope is {slope!r}, expected 'edge', 'paper' or a tensor like rows")
-    for name, value in (("rows", rows), ("slope", slopes)):
+    given = "slope" if mix is None else "mix"
+    for name, value in (("rows", rows), (given, slopes)):
         if value is not None and (value.dtype, value.device) != (v_lower.dtype, v_lower.device):
             raise TypeError(
                 f"{name} is {value.dtype} on {value.device}, expected {v_lower.dtype} on "
@@ -874,9 +880,12 @@ def relax_lif(
             f"rows has shape {list(rows.shape)}, expected {['R', *v_lower.shape]} with R > 0"
         )
     if slopes is not None and slopes.shape != rows.shape:
-        raise ValueError(f"slope has shape {list(slopes.shape)}, expected {list(rows.shape)}")
+        raise ValueError(f"{given} has shape {list(slopes.shape)}, expected {list(rows.shape)}")
     neurons = _bounded_neurons(v_lower, leak, threshold, reset, v_reset, v_init, strict)
-    kind = reference.GIVEN if slopes is not None else reference.SLOPES.index(str(slope))
+    if mix is not None:
+        kind = reference.MIXED
+    else:
+        kind = reference.GIVEN if slopes is not None else reference.SLOPES.index(str(slope))
     overload = _bounds_overload(backend, v_lower)
     inputs = (rows, v_lower, v_upper, *neurons, kind, slopes)
     tensors = (t for t in inputs if isinstance(t, Tensor))

@@ -808,8 +808,8 @@ def interval_lif_backward(
     return (*grads, _sum_to(decay, of_decay), _sum_to(threshold, of_threshold))
 
 
-SLOPES = ("edge", "paper", "given")
-EDGE, PAPER, GIVEN = range(len(SLOPES))
+SLOPES = ("edge", "paper", "given", "mixed")
+EDGE, PAPER, GIVEN, MIXED = range(len(SLOPES))
 
 
 def relaxed(
@@ -851,21 +851,27 @@ def relaxed(
         below, above = threshold - low, high - threshold
         left, right = on_state * low, constant + fired_slope * high
         silent, fired = on_state * threshold, constant + fired_slope * threshold
-        if slope == EDGE:
+        # Nothing is divided by 0, not even where nobody looks: the gradient would.
+        either = maybe & ~surely
+        rising, falling = (torch.where(either & (side > 0), side, 1) for side in (below, above))
+        if slope in (EDGE, MIXED):
             middle = _lesser(silent, fired)
-            chord = (right - left) / (high - low)
-            longer = below >= above
-            edge = torch.where(longer, middle - left, right - middle) / torch.where(
-                longer, below, above
-            )
+            chord = (right - left) / torch.where(either, high - low, 1)
+            one, other = (middle - left) / rising, (right - middle) / falling
+            one, other = torch.where(below > 0, one, other), torch.where(above > 0, other, one)
+            if slope == EDGE:
+                edge = torch.where(below >= above, one, other)
+            else:
+                assert slopes is not None
+                edge = one + slopes[:, t].double() * (other - one)
             line = torch.where(middle - left < chord * below, edge, chord)
         elif slope == PAPER:
             if reset == HARD:
                 jump = constant - on_state * torch.where(on_state > 0, low, threshold)
             else:
                 jump = constant
-            up = torch.where(above >= below, jump / above, 0)
-            down = torch.where(above >= below, 0, jump / below)
+            up = torch.where(above >= below, jump / falling, 0)
+            down = torch.where(above >= below, 0, jump / rising)
             line = torch.where(jump > 0, up, torch.where(jump < 0, down, 0)) + fired_slope
         else:
             assert slopes is not None
@@ -926,7 +932,8 @@ def relax_lif(
     What a step carries on and what it fires are both functions of its one membrane; a line lies
     below their weighted sum where it does so at the ends of its two affine pieces, whatever its
     slope. ``slope`` says which: that of the longer edge of the lower hull, of eq. 8 and 10 of Liang
-    et al. 2022, or ``slopes``, which are shaped like ``rows``.
+    et al. 2022, ``slopes`` themselves, which are shaped like ``rows``, or between the edges of the
+    hull, with ``slopes`` as the share of the right one.
     """
     lines, bias = relaxed(
         rows, v_lower, v_upper, decay, threshold, v_init, reset, v_reset, strict, slope, slopes

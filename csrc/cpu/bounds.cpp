@@ -112,7 +112,7 @@ SNN_CLONES void line_row(std::int64_t n, const Neurons<F, kUniform> neurons, F v
     }
     const Line<F> line = line_below<kReset, kSlope>(
         rows.weights[i], rows.after[i], Interval<F>{rows.v_lower[i], rows.v_upper[i]}, before,
-        kSlope == Slope::kGiven ? rows.slopes[i] : F(0), neuron);
+        kSlope == Slope::kGiven || kSlope == Slope::kMixed ? rows.slopes[i] : F(0), neuron);
     rows.lines[i] = line.slope;
     rows.bias[i] += line.intercept;
   }

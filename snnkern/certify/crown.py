@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snnkern import functional
+from snnkern import functional, reference
 from snnkern.autograd import is_constant
 from snnkern.certify import first, ibp, published
 from snnkern.nn import LIF, NormLIF, TimeDistributed
@@ -35,12 +35,33 @@ CHUNK = 1 << 25
 Backward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+class Slopes:
+    """The slopes of all layers, as parameters: where they start, and what became of them."""
+
+    def __init__(self) -> None:
+        self.values: dict[object, Tensor] = {}
+
+    def of(self, layer: object, start: Tensor) -> Tensor:
+        """Those of a layer, which begin as ``start``."""
+        if layer not in self.values:
+            self.values[layer] = start.detach().clone().requires_grad_()
+        return self.values[layer]
+
+
 class Options(NamedTuple):
-    """What there is to choose; the paper's algorithm is ``Options("paper", False, False)``."""
+    """What there is to choose; the paper's algorithm is ``Options("paper", False, False)``.
+
+    Attributes:
+        slope: where slopes are not optimised, see ``functional.relax_lif``.
+        exact_first: know the spike trains of the first neurons of a constant input.
+        once_over_time: minimise a constant input once, and not step by step.
+        slopes: to be optimised.
+    """
 
     slope: Literal["edge", "paper"] = "edge"
     exact_first: bool = True
     once_over_time: bool = True
+    slopes: Slopes | None = None
 
 
 class Traced(NamedTuple):
@@ -124,11 +145,14 @@ def _neurons(layer: LIF, box: Interval, options: Options) -> Traced:
     if layer.is_relu:
         return _behind(_relu(box), scaling)
     neuron = ibp.neuron_options(layer)
-    if options.exact_first and first.fits(neuron, box) and not torch.is_grad_enabled():
+    threshold = reference.broadcast(torch.as_tensor(neuron["threshold"]).to(box.lower), box.lower)
+    slopes, key = options.slopes, object()
+    if options.exact_first and first.fits(neuron, box):
         surely, maybe = first.spikes(neuron, box)
 
         def exact(rows: Tensor) -> tuple[Tensor, Tensor]:
-            return first.lines(rows, neuron, box)
+            tilt = slopes.of(key, torch.zeros_like(rows[:, 0])) if slopes else None
+            return first.lines(rows, neuron, box, tilt)
 
         return _behind(Traced(Interval(surely, maybe), exact, surely.numel()), scaling)
     surely, maybe, low, high = functional.interval_lif(
@@ -140,6 +164,10 @@ def _neurons(layer: LIF, box: Interval, options: Options) -> Traced:
             lines, bias = published.lines(
                 rows, neuron, Interval(surely, maybe), Interval(low, high)
             )
+        elif slopes:
+            right = (low + high > 2 * threshold).to(low.dtype)
+            mix = slopes.of(key, right.expand(rows.shape))
+            lines, bias = functional.relax_lif(rows, low, high, **neuron, mix=mix)
         else:
             lines, bias = functional.relax_lif(rows, low, high, **neuron, slope=options.slope)
         bias = bias.flatten(2)
@@ -256,8 +284,34 @@ def least_in_box(rows: Tensor, box: Interval, options: Options) -> Tensor:
 
 # From weights of the input ``[R, T, N, ...]`` to their least sum over all inputs, ``[R, N]``.
 Least = Callable[[Tensor], Tensor]
+# Of the steps that optimise slopes: how many, and how far the first goes, with what is left later.
+STEPS = 40
+RATE = 0.15
+DECAY = 0.95
 TIGHT = Options()
 WITH_SLOPES_OF_THE_PAPER = Options("paper")
+
+
+def _optimised(value: Callable[[Tensor], Tensor], rows: Tensor, slopes: Slopes) -> Tensor:
+    """The best of the bounds that slopes have on their way uphill; each of them holds."""
+    slopes.values.clear()
+    best = torch.full((), -math.inf, dtype=torch.float64)
+    optimizer: torch.optim.Adam | None = None
+    with torch.enable_grad():
+        for step in range(STEPS + 1):
+            bound = value(rows)
+            best = torch.maximum(best, bound.detach().nan_to_num(-math.inf, math.inf, -math.inf))
+            chosen = list(slopes.values.values())
+            if step == STEPS or not chosen or not bound.requires_grad:
+                break
+            if optimizer is None:
+                optimizer = torch.optim.Adam(chosen, RATE)
+            gradients = torch.autograd.grad(-bound.sum(), chosen, allow_unused=True)
+            for parameter, gradient in zip(chosen, gradients, strict=True):
+                parameter.grad = None if gradient is None else gradient.nan_to_num(0, 0, 0)
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] *= DECAY
+    return best
 
 
 def totals(
@@ -277,10 +331,16 @@ def totals(
     target = head(traced.box, y)
     rows = target.weights.transpose(0, 1)[:, None]  # [K - 1, 1, N, features]
     rows = rows.expand(-1, len(box.lower), *rows.shape[2:])
-    parts = []
-    for some in rows.split(max(1, CHUNK // traced.width)):
-        lines, bias = traced.back(some)
-        parts.append(bias + (least(lines) if least else least_in_box(lines, box, options)))
+
+    def value(rows: Tensor) -> Tensor:
+        lines, bias = traced.back(rows)
+        return bias + (least(lines) if least else least_in_box(lines, box, options))
+
+    slopes = options.slopes
+    parts = [
+        _optimised(value, some, slopes) if slopes else value(some)
+        for some in rows.split(max(1, CHUNK // traced.width))
+    ]
     total = torch.cat(parts).T + _down(target.constant.double())
     # What overflowed on the way says nothing.
-    return torch.where(total.isnan(), -math.inf, total)
+    return torch.where(total.isnan() | (total == math.inf), -math.inf, total)

@@ -22,9 +22,14 @@ ROUNDS = 4
 
 
 def fits(neuron: dict[str, Any], box: Interval) -> bool:
-    """Whether the currents are constant in time and the neurons have such trains."""
+    """Whether the currents are constant in time and the neurons have such trains.
+
+    Not where they are to be differentiated: what is exact here has no gradient.
+    """
     rests = neuron["reset"] == "hard" and neuron["v_reset"] == 0 and neuron["v_init"] == 0
-    return rests and is_constant(box.lower) and is_constant(box.upper)
+    tensors = [*box, *(value for value in neuron.values() if isinstance(value, Tensor))]
+    fixed = not any(tensor.requires_grad for tensor in tensors)
+    return rests and fixed and is_constant(box.lower) and is_constant(box.upper)
 
 
 def _periods(neuron: dict[str, Any], box: Interval) -> tuple[Tensor, Tensor]:
@@ -57,11 +62,14 @@ def spikes(neuron: dict[str, Any], box: Interval) -> Interval:
     return Interval(surely, maybe).map(lambda t: t.to(box.lower.dtype))
 
 
-def lines(rows: Tensor, neuron: dict[str, Any], box: Interval) -> tuple[Tensor, Tensor]:
+def lines(
+    rows: Tensor, neuron: dict[str, Any], box: Interval, tilt: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Lines in the current below ``sum(rows[r] * spikes)``; see ``functional.relax_lif``.
 
     The slope is that of the edge of the lower hull over the middle of the currents, as far as a few
-    rounds find it; the intercept is right whatever it is.
+    rounds find it; the intercept is right whatever it is. ``tilt`` ``[R, N, ...]`` adds to it, in
+    units of the slope from no spike to all.
 
     Returns:
         Lines ``[R, 1, N, ...]``, for the sum over time of the current, and biases ``[R, N]``.
@@ -99,7 +107,10 @@ def lines(rows: Tensor, neuron: dict[str, Any], box: Interval) -> tuple[Tensor, 
         right = torch.minimum(above * (1 + tolerance), high)
         ends += [(end, value, reachable) for end in (left, torch.maximum(left, right))]
         above = least
-    line = _slope(ends, low, high)
+    line = _slope([(at.detach(), value.detach(), there) for at, value, there in ends], low, high)
+    if tilt is not None:
+        steep = size.detach() / torch.where(high > low, high - low, 1)
+        line = line + tilt.double() * steep
     slope = line.to(rows.dtype)
     line = slope.double()
     bias = torch.full_like(line, torch.inf)

@@ -195,7 +195,7 @@ def interval_lif(layer: LIF, box: Interval) -> Interval:
     if layer.is_relu:
         return box.map(torch.relu)
     neuron = neuron_options(layer)
-    if first.fits(neuron, box) and not torch.is_grad_enabled():
+    if first.fits(neuron, box):
         return first.spikes(neuron, box)
     options = neuron | surrogate_of(layer)
     return Interval(*functional.interval_lif(box.lower, box.upper, **options))
