@@ -68,7 +68,9 @@ def test_golden_bounds(name: str) -> None:
 def golden_loss(bound: Tensor, y: Tensor) -> Tensor:
     """Cross entropy of the worst logits: 0 for the class itself, minus the margin for others."""
     worst = bound.new_zeros(len(y), bound.shape[1] + 1)
-    return nn.functional.cross_entropy(worst.scatter(1, ibp._others(y, worst.shape[1]), -bound), y)
+    return nn.functional.cross_entropy(
+        worst.scatter(1, ibp.other_classes(y, worst.shape[1]), -bound), y
+    )
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnkern._checks import check_images, check_int, check_number
-from snnkern.certify import crown, ibp, inputs
+from snnkern.certify import crown, exact, ibp, inputs
 from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding, evaluation_mode
 from snnkern.reference import Interval
@@ -243,6 +243,10 @@ class Certificate:
         method: that found the bound.
         timesteps: T of the network.
         encoding_seed: of the encoder's draw, None where nothing is drawn.
+        broken: ``[N]`` bool, for ``method="exact"``: an image of another class was found. What is
+            neither certified nor broken is not known.
+        counterexamples: these images, ``[N, C, H, W]``; where there is none, the image that came
+            closest.
     """
 
     certified: Tensor
@@ -251,6 +255,8 @@ class Certificate:
     method: str
     timesteps: int
     encoding_seed: int | None = None
+    broken: Tensor | None = None
+    counterexamples: Tensor | None = None
 
 
 def verify(
@@ -258,17 +264,30 @@ def verify(
     x: Tensor,
     y: Tensor,
     eps: float,
-    method: Method = "best",
+    method: Method | Literal["exact"] = "best",
     *,
     encoding_seed: int = 0,
+    time_limit: float = 60.0,
+    progress: bool = False,
 ) -> Certificate:
-    """Certifies images ``x`` ``[N, C, H, W]`` of classes ``y`` within l_inf radius ``eps``.
+    """Certifies images within an l_inf radius.
 
-    ``encoding_seed`` says for which draw of its encoder a network with rate coding is certified.
+    Args:
+        model: a network, see ``bounds``.
+        x: images ``[N, C, H, W]``.
+        y: their classes, ``[N]`` int64.
+        eps: the radius, in units of the pixel range.
+        method: see ``bounds``; or ``"exact"``, mixed-integer programming for networks of a few
+            dozen neurons with direct coding, for the margins that ``"best"`` leaves open. What it
+            certifies rests on HiGHS, whose optimum is right to 1e-5, not on outward rounding.
+        encoding_seed: the draw of its encoder for which a network with rate coding is certified.
+        time_limit: seconds for a margin, for ``"exact"``.
+        progress: show a progress bar, for ``"exact"``.
 
     Raises:
         TypeError: a network or a layer that cannot be bounded.
         ValueError: images outside ``[0, 1]``, a radius below 0, an unknown method.
+        ImportError: ``"exact"`` without SciPy.
     """
     check_images(x, y)
     check_number("eps", eps, low=0)
@@ -285,5 +304,23 @@ def verify(
         generator = torch.Generator(x.device).manual_seed(seed)
         shape = (encoder.timesteps, *x.shape)  # as functional.encode draws
         draws = torch.rand(shape, dtype=x.dtype, device=x.device, generator=generator)
+    if method == "exact":
+        found = bounds(model, lower, upper, y, "best", draws=draws)
+        solved = exact.margins(
+            model,
+            lower,
+            upper,
+            y,
+            wanted=~(found > 0),
+            time_limit=time_limit,
+            progress=progress,
+        )
+        known = torch.maximum(found.double(), solved.lower - exact.TOLERANCE)
+        margin = torch.where(found > 0, found.double(), known).amin(1)
+        reached, which = solved.found.min(1)
+        images = solved.inputs[torch.arange(len(x)), which].to(x)
+        return Certificate(
+            margin > 0, margin, float(eps), method, model.timesteps, seed, reached <= 0, images
+        )
     margin = bounds(model, lower, upper, y, method, draws=draws).amin(1)
     return Certificate(margin > 0, margin, float(eps), method, model.timesteps, seed)

@@ -319,7 +319,7 @@ def propagate(module: nn.Module, box: Interval) -> Interval:
     )
 
 
-def _others(y: Tensor, num_classes: int) -> Tensor:
+def other_classes(y: Tensor, num_classes: int) -> Tensor:
     """The classes other than y, ascending, ``[N, K - 1]``."""
     if not bool(((y >= 0) & (y < num_classes)).all()):
         raise ValueError(
@@ -351,7 +351,7 @@ def split_head(layers: list[nn.Module]) -> tuple[Head, list[nn.Module]]:
 
         def of_spikes(box: Interval, y: Tensor) -> Target:
             classes = box.lower.shape[2]
-            others = _others(y, classes)
+            others = other_classes(y, classes)
             one = torch.eye(classes, dtype=box.lower.dtype, device=y.device)
             weights = one[y][:, None] - one[others]
             return Target(weights, torch.zeros_like(weights[..., 0]))
@@ -365,7 +365,7 @@ def split_head(layers: list[nn.Module]) -> tuple[Head, list[nn.Module]]:
         def of_currents(box: Interval, y: Tensor) -> Target:
             timesteps = box.lower.shape[0]
             weight, bias = module.weight, module.bias
-            others = _others(y, len(weight))
+            others = other_classes(y, len(weight))
             difference = weight[y][:, None] - weight[others]
             constant = size = torch.zeros_like(difference[..., 0])
             if bias is not None:

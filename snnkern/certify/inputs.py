@@ -70,7 +70,7 @@ def with_flips(
     layers: list[nn.Module], spikes: Tensor, free: Tensor, flips: int
 ) -> list[nn.Module]:
     """The layers, whose first linear layer or convolution knows how many spikes may differ."""
-    flat = _flattened(layers)
+    flat = flattened(layers)
     for number, layer in enumerate(flat):
         inner = layer.module if isinstance(layer, TimeDistributed) else layer
         if any(
@@ -85,13 +85,14 @@ def with_flips(
     return flat
 
 
-def _flattened(layers: list[nn.Module]) -> list[nn.Module]:
+def flattened(layers: list[nn.Module]) -> list[nn.Module]:
+    """The layers without the containers that run them one after the other."""
     flat: list[nn.Module] = []
     for layer in layers:
         if ibp.runs_as(layer, nn.Sequential):
-            flat += _flattened(list(layer))
+            flat += flattened(list(layer))
         elif ibp.runs_as(layer, TimeDistributed) and ibp.runs_as(layer.module, nn.Sequential):
-            flat += _flattened([TimeDistributed(part) for part in layer.module])
+            flat += flattened([TimeDistributed(part) for part in layer.module])
         else:
             flat.append(layer)
     return flat
