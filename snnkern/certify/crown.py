@@ -129,10 +129,7 @@ def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Op
         )
         bias = torch.einsum("rtnf,f->rn", rows.double().flatten(3), zero.double().flatten())
         flat = rows.flatten(0, 2)
-        with torch.enable_grad():
-            x = flat.new_zeros(len(flat), *box.lower.shape[2:]).requires_grad_()
-            y = its.apply(x)
-        (weights,) = torch.autograd.grad(y, x, flat, create_graph=torch.is_grad_enabled())
+        weights = its.back(flat, torch.Size((len(flat), *box.lower.shape[2:])))
         return weights.view(*rows.shape[:3], *weights.shape[1:]), bias - slack
 
     return Traced(after, back, max(box.lower.numel(), after.lower.numel()))

@@ -75,20 +75,25 @@ def lines(
         Lines ``[R, 1, N, ...]``, for the sum over time of the current, and biases ``[R, N]``.
     """
     fastest, slowest = _periods(neuron, box)
-    timesteps = rows.shape[1]
-    low, high = (t[0].double() for t in box)
-    like = box.lower[:1]
+    timesteps, like = rows.shape[1], box.lower[:1]
+    # The trains of most neurons are known, and what they sum to.
+    unsure = fastest != slowest
+    known = torch.where(unsure, 0, spikes(neuron, box).lower).double()
+    sums = torch.einsum("rtnf,tnf->rn", rows.double().flatten(3), known.flatten(2))
+    index = unsure.flatten().nonzero()[:, 0]
+
+    def pick(t: Tensor) -> Tensor:
+        return t.expand(unsure.shape).flatten()[index]
+
+    fastest, slowest = pick(fastest), pick(slowest)
+    low, high = (pick(t[0]).double() for t in box)
     leak, threshold = (
-        reference.broadcast(
-            torch.as_tensor(neuron[name], dtype=like.dtype, device=like.device), like
-        )
-        .double()
-        .expand_as(low)
+        pick(reference.broadcast(torch.as_tensor(neuron[name]).to(like), like).to(torch.float64))
         for name in ("leak", "threshold")
     )
     # The relative error of a membrane that was charged T times without reset, and more.
     tolerance = 4 * (timesteps + 2) * torch.finfo(box.lower.dtype).eps
-    weights = rows.double()
+    weights = rows.flatten(2)[:, :, index].double()
     size = weights.abs().sum(1)
     ends: list[tuple[Tensor, Tensor, Tensor]] = []  # current, sum of weights, whether it is there
     above = torch.full_like(low, torch.inf)
@@ -109,18 +114,23 @@ def lines(
         above = least
     line = _slope([(at.detach(), value.detach(), there) for at, value, there in ends], low, high)
     if tilt is not None:
-        steep = size.detach() / torch.where(high > low, high - low, 1)
-        line = line + tilt.double() * steep
+        steep = size.detach() / (high - low)
+        line = line + tilt.flatten(1)[:, index].double() * steep
     slope = line.to(rows.dtype)
     line = slope.double()
     bias = torch.full_like(line, torch.inf)
     for current, value, there in ends:
         bias = torch.where(there, torch.minimum(bias, value - line * current), bias)
     reach = torch.maximum(low.abs(), high.abs())
-    slack = 2.0**-47 * timesteps * (size + line.abs() * (reach + threshold))
-    bias = (bias - slack).flatten(2)
-    terms = bias.shape[2] + 8
-    return slope[:, None], bias.sum(2) - terms * 2.0**-51 * bias.abs().sum(2)
+    bias = bias - 2.0**-47 * timesteps * (size + line.abs() * (reach + threshold))
+    shape = rows[:, 0].shape
+    every = torch.zeros(shape, dtype=torch.float64, device=rows.device).flatten(1)
+    every = every.index_copy(1, index, bias).view(*shape[:2], -1)
+    magnitude = torch.einsum("rtnf,tnf->rn", rows.double().abs().flatten(3), known.flatten(2))
+    off = (timesteps * every.shape[2] + 8) * 2.0**-51 * (every.abs().sum(2) + magnitude)
+    lines = torch.zeros(shape, dtype=rows.dtype, device=rows.device).flatten(1)
+    lines = lines.index_copy(1, index, slope).view(shape)
+    return lines[:, None], every.sum(2) + sums - off
 
 
 def _slope(ends: list[tuple[Tensor, Tensor, Tensor]], low: Tensor, high: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from snnkern import functional
 from snnkern.certify import first, published
@@ -53,6 +54,8 @@ class Affine:
         bias: the absolute value of that, broadcastable to the output.
         terms: numbers that an output sums.
         spread: outputs that an input goes to, which the transposed map sums.
+        transposed: the transposed map, from weights of outputs ``[B, ...]`` to those of inputs of
+            a shape ``[B, ...]``; found by autograd where it is not given.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -60,6 +63,17 @@ class Affine:
     bias: Tensor | float
     terms: int
     spread: int
+    transposed: Callable[[Tensor, torch.Size], Tensor] | None = None
+
+    def back(self, weights: Tensor, shape: torch.Size) -> Tensor:
+        """The transposed map."""
+        if self.transposed is not None:
+            return self.transposed(weights, shape)
+        with torch.enable_grad():
+            x = weights.new_zeros(shape).requires_grad_()
+            y = self.apply(x)
+        (result,) = torch.autograd.grad(y, x, weights, create_graph=torch.is_grad_enabled())
+        return result
 
 
 def affine(box: Interval, its: Affine) -> Interval:
@@ -88,11 +102,19 @@ def linear(module: nn.Linear) -> Affine:
         0.0 if module.bias is None else module.bias.abs(),
         module.in_features + 1,
         module.out_features,
+        lambda weights, shape: weights @ module.weight,
     )
 
 
 def conv(module: nn.Conv2d) -> Affine:
     """A convolution."""
+    geometry = (module.stride, module.padding, module.dilation, module.groups)
+    plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+    def transposed(weights: Tensor, shape: torch.Size) -> Tensor:
+        found: Tensor = conv2d_input(shape, module.weight, weights, *geometry)
+        return found
+
     return Affine(
         module,
         lambda t: module._conv_forward(t, module.weight.abs(), None),
@@ -100,6 +122,7 @@ def conv(module: nn.Conv2d) -> Affine:
         module.weight[0].numel() + 1,
         # With "reflect" and the like an input may stand in for several of the padding.
         module.weight[:, 0].numel() * (1 if module.padding_mode == "zeros" else 4),
+        transposed if plain else None,
     )
 
 
