@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from snnkern._files import write_atomically
 from snnkern._info import machine
 from snnkern._version import __version__
-from snnkern.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from snnkern.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,7 @@ class RunFolder:
                 save_checkpoint(path, state)
 
     def _write(self, name: str, text: str) -> None:
-        def write(file: Path) -> None:
-            file.write_text(text, encoding="utf-8")
-
-        write_atomically(self.path / name, write)
+        write_atomically(self.path / name, text.encode())
 
     def _check_settings(self, begun: dict[str, Any]) -> None:
         for name, value in self.settings.items():
