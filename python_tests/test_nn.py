@@ -687,13 +687,13 @@ def test_through_the_rate_one_step_stands_for_all(training: bool, readout: nn.Mo
     assert batches == ([[18, 3], [18, 3]] if training else [[3, 3], [18, 3]])
 
 
-def residual_net(between: Callable[[], nn.Module]) -> nn.Sequential:
+def residual_net() -> nn.Sequential:
     """Blocks with and without weights and convolutions in their shortcuts, one around another."""
     torch.manual_seed(0)
 
     def layer(before: int, after: int) -> list[nn.Module]:
         conv = nn.Conv2d(before, after, 3, padding=1)
-        return [TimeDistributed(conv), NormLIF(after, threshold=0.5), between()]
+        return [TimeDistributed(conv), NormLIF(after, threshold=0.5)]
 
     def project(before: int, after: int) -> nn.Module:
         return TimeDistributed(nn.Sequential(nn.Conv2d(before, after, 1), nn.BatchNorm2d(after)))
@@ -719,32 +719,38 @@ def residual_net(between: Callable[[], nn.Module]) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_through_the_rate_branches_too_are_one_step(frozen: bool) -> None:
+def test_through_the_rate_branches_too_are_one_step(
+    frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What autograd makes of plain sums, but for one step."""
     x = random(3, 2, 4, 4, seed=1, dtype=torch.float64).requires_grad_()
+    net = residual_net().requires_grad_(not frozen)
+    wanted = [x, *(p for p in net.parameters() if p.requires_grad)]
     grads, batches = [], []
-    for between in (nn.Identity, EveryStep):
-        net = residual_net(between).requires_grad_(not frozen)
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(Residual, "through_rate", False)
         with gradient(net, "rate"):
             logits = net(x)
         counter = Batches()  # type: ignore[no-untyped-call]
         counter.sizes = []
         with counter:
-            wanted = [x, *(p for p in net.parameters() if p.requires_grad)]
             grads.append(torch.autograd.grad(logits.square().sum(), wanted))
         batches.append(counter.sizes)
     for once, every in zip(*grads, strict=True):
         assert_within(once, every, 1e-12)
     assert grads[0][0].abs().max() > 0
-    assert batches[0] == [3] * 6
-    assert max(batches[1]) == 18
+    # Behind autograd's product with a weight every step is a copy, but for the image's own.
+    assert batches == [[3] * 6, [18] * 5 + [3]]
 
 
-def test_branches_under_autocast() -> None:
+def test_branches_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Low and full precision meet where a branch joins its shortcut."""
-    x = random(2, 2, 4, 4, seed=1)
+    x, net = random(2, 2, 4, 4, seed=1), residual_net().float()
     grads = []
-    for between in (nn.Identity, EveryStep):
-        net = residual_net(between).float()
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(Residual, "through_rate", False)
         with torch.autocast("cpu", torch.bfloat16), gradient(net, "rate"):
             loss = net(x).float().square().sum()
         grads.append(torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad]))
