@@ -292,6 +292,29 @@ def test_networks_have_the_neurons_of_the_papers(build: Any, first: list[int], c
     assert neurons[: len(first)] == first
 
 
+def test_weights_at_the_start() -> None:
+    """He's initialisation by the number of outputs; normal linear layers in hybrid training."""
+    model = resnet12(10, 2, bias=True, input_shape=(3, 8, 8))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            outputs = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / outputs) ** 0.5, rel=0.1)
+        if isinstance(module, nn.Linear):
+            assert module.weight.std().item() == pytest.approx(0.01, rel=0.1)
+            assert not module.bias.any()
+    for module in wrn16_4(input_shape=(1, 8, 8)).modules():
+        if isinstance(module, nn.Linear):
+            assert module.weight.abs().max() <= module.in_features**-0.5  # that of torch
+            assert not module.bias.any()
+
+
+def test_dropout_rates() -> None:
+    """The paper's own rate behind hidden layers goes before the option."""
+    with torch.device("meta"):
+        model = vgg5(paper="rathi", dropout=0.3)
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.3, 0.5, 0.5]
+
+
 def test_vgg5_without_time_is_the_relu_network() -> None:
     model = vgg5(4, timesteps=0, input_shape=(2, 8, 8), mean=[0.4, 0.5], std=[0.2, 0.3]).double()
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
