@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from snnkern import attacks, data, models, recipes, surrogate
 from snnkern._checks import check_int, check_number
 from snnkern.attacks import Attack
-from snnkern.data import Split
+from snnkern.data import Samples, Split
 from snnkern.surrogate import Surrogate
 from snnkern.training.hire import HIRE
 from snnkern.training.method import Method, Natural
@@ -54,7 +54,9 @@ def _named(module: Any, base: type) -> dict[str, Any]:
     return {name: kind for name, kind in kinds.items() if issubclass(kind, base)}
 
 
-DATA: Kinds = {"digits": data.digits}
+DATA: Kinds = {name: getattr(data, name) for name in (*data.FORMATS, "synthetic")}
+# --data synthetic: generated images instead of any data set.
+SYNTHETIC = Path("synthetic")
 MODELS: Kinds = {name: getattr(models, name) for name in models.__all__ if name.islower()}
 METHODS: Kinds = {kind.__name__: kind for kind in (Natural, RAT, HIRE)}
 OPTIMIZERS: Kinds = {name: getattr(torch.optim, name) for name in ("SGD", "Adam", "AdamW")}
@@ -62,7 +64,7 @@ SCHEDULES: Kinds = {kind.__name__: kind for kind in (constant, cosine, multistep
 # Tables within an option: attacks to mix, the surrogate of a network's neurons.
 PARTS: Kinds = {**_named(attacks, Attack), **_named(surrogate, Surrogate)}
 # What recipes of the papers name, and this version may not have.
-PLANNED = ("cifar10", "cifar100", "resnet12", "resnet20", "vgg5", "vgg11", "wrn16_4")
+PLANNED = ("resnet12", "resnet20", "vgg5", "vgg11", "wrn16_4")
 AUTOCAST = {"none": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KEYS = {
     "title": str,
@@ -130,10 +132,32 @@ class Recipe:
         read.schedule(read.optimizer(nn.Linear(1, 1)), 1)
         return read
 
-    def split(self, folder: Path | None = None) -> Split:
-        """The data; ``folder`` is where data sets lie that do not come with a package."""
-        given = {"folder": folder} if folder is not None else {}
-        split: Split = _build("data", self.settings["data"], DATA, **given)
+    def split(self, folder: Path | None = None) -> Split[Samples]:
+        """The data.
+
+        Args:
+            folder: where data sets lie that do not come with a package; ``Path("synthetic")``
+                gives generated images, of their size, in as many classes.
+
+        Raises:
+            FileNotFoundError: a file of the data set is missing.
+            ImportError: the package that reads it is.
+            ValueError: a file is corrupt, an option unknown, or ``folder`` missing.
+        """
+        table, given = self.settings["data"], {}
+        name = table["name"]
+        if folder == SYNTHETIC and name in data.FORMATS:
+            shape, classes = data.FORMATS[name]
+            augment = {"augment": table["augment"]} if "augment" in table else {}
+            table = {"name": "synthetic", "shape": list(shape), "classes": classes, **augment}
+        elif folder is not None:
+            given["folder"] = folder
+        elif "folder" in inspect.signature(DATA[name]).parameters and "folder" not in table:
+            raise ValueError(
+                f"data.name is {name!r} and the folder with its files is missing, expected "
+                "--data FOLDER, or --data synthetic for generated images instead"
+            )
+        split: Split[Samples] = _build("data", table, DATA, **given)
         return split
 
     def model(self) -> nn.Module:
