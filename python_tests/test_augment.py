@@ -128,6 +128,10 @@ def test_resized_crop_draws_as_torchvision(torchvision: object) -> None:
         spread = float(their[:, i].std())
         assert abs(mine[:, i].mean() - their[:, i].mean()) < 0.12 * spread
         assert mine[:, i].std() == pytest.approx(spread, rel=0.06)
+    at_the_end = [
+        (sizes[:, 0] + sizes[:, 2] > 63.5).float().mean().item() for sizes in (mine, their)
+    ]
+    assert at_the_end[0] == pytest.approx(at_the_end[1], rel=0.2)
     ratio = [(sizes[:, 3] / sizes[:, 2]).log() for sizes in (mine, their)]
     assert ratio[0].std().item() == pytest.approx(ratio[1].std().item(), rel=0.06)
 

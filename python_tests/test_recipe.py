@@ -79,7 +79,7 @@ def test_every_shipped_recipe_is_right(name: str) -> None:
     assert isinstance(split.train, Images)
     shape, classes = FORMATS[settings["data"]["name"]]
     assert split.train[0][0].shape == shape
-    assert len({int(split.test[i][1]) for i in range(classes)}) == classes
+    assert len(split.train[:][1].unique()) == classes
     assert settings["model"].get("num_classes", classes) == classes
     assert len(split.train.augment) == len(settings["data"].get("augment", ()))
 

@@ -43,10 +43,8 @@ def svhn(folder: str | Path, augment: Iterable[str] = ()) -> Split[Images]:
     kind = _datasets().SVHN
     parts = []
     for part in ("train", "test"):
-        _, name, md5 = kind.split_list[part]
-        path = Path(folder) / name
+        path = Path(folder) / kind.split_list[part][1]
         with reading(path, _source(kind, folder, f"split={part!r}")):
-            _check_md5(path, md5)
             try:
                 read = kind(folder, split=part)
             except ImportError as error:
@@ -97,19 +95,15 @@ def _source(kind: Any, folder: str | Path, *options: str) -> str:
     return f"torchvision.datasets.{kind.__name__}({arguments}) downloads it."
 
 
-def _check_md5(path: Path, md5: str) -> None:
+def _cifar(name: str, kind: Any, folder: str | Path, augment: Iterable[str]) -> Split[Images]:
     from torchvision.datasets.utils import check_integrity
 
-    if not check_integrity(path, md5):
-        raise ValueError(f"its MD5 checksum is not {md5}")
-
-
-def _cifar(name: str, kind: Any, folder: str | Path, augment: Iterable[str]) -> Split[Images]:
     base = Path(folder) / kind.base_folder
     # torchvision checks all of them as well, and does not say which one is wrong.
     for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
         with reading(base / file, _source(kind, folder)):
-            _check_md5(base / file, md5)
+            if not check_integrity(base / file, md5):
+                raise ValueError(f"its MD5 checksum is not {md5}")
     parts = []
     for train in (True, False):
         with reading(base, _source(kind, folder)):

@@ -16,8 +16,8 @@ def synthetic(
     shape: Sequence[int] = (3, 32, 32),
     classes: int = 10,
     *,
-    train: int = 1024,
-    test: int = 256,
+    train: int = 512,
+    test: int = 128,
     seed: int = 0,
     augment: Iterable[str] = (),
 ) -> Split[Images]:
