@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from snnkern.attacks import FGSM, PGD
+from snnkern.cli import main
+from snnkern.data import FORMATS, Images
 from snnkern.nn import LIF
 from snnkern.surrogate import Triangle
 from snnkern.training import HIRE, RAT, load_checkpoint, read_metrics
-from snnkern.training.recipe import DATA, MODELS, SHIPPED, Recipe
-from snnkern.training.train import train
+from snnkern.training.recipe import SHIPPED, SYNTHETIC, Recipe
+from snnkern.training.train import GENERATED, train
 
 RECIPES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
 TINY = """
@@ -57,7 +59,6 @@ def written(folder: Path, text: str = TINY, **changes: str) -> Path:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_is_right(name: str) -> None:
-    """Its model and data may come with a later version; it then says so."""
     recipe = Recipe.load(name)
     settings = recipe.settings
     assert recipe.text.startswith("# ")
@@ -65,17 +66,16 @@ def test_every_shipped_recipe_is_right(name: str) -> None:
         assert settings["start"] in RECIPES
         with pytest.raises(ValueError, match="this version of snnkern does not convert networks"):
             recipe.model()
-    elif settings["model"]["name"] in MODELS:
+    else:
         with torch.device("meta"):  # no memory for the weights of the large ones
             assert any(isinstance(module, LIF) for module in recipe.model().modules())
-    else:
-        with pytest.raises(
-            ValueError, match=r"model\.name is .*this version .* does not have yet; it has conv_net"
-        ):
-            recipe.model()
-    if settings["data"]["name"] not in DATA:
-        with pytest.raises(ValueError, match=r"data\.name is 'cifar10.*it has digits"):
-            recipe.split()
+    split = recipe.split(SYNTHETIC)
+    assert isinstance(split.train, Images)
+    shape, classes = FORMATS[settings["data"]["name"]]
+    assert split.train[0][0].shape == shape
+    assert len(split.train[:][1].unique()) == classes
+    assert settings["model"].get("num_classes", classes) == classes
+    assert len(split.train.augment) == len(settings["data"].get("augment", ()))
 
 
 def test_every_row_of_the_tables_has_its_recipe() -> None:
@@ -165,7 +165,7 @@ def test_what_a_recipe_says_is_what_is_built(tmp_path: Path) -> None:
         ({"lr": "lr = -1"}, "optimizer: Invalid learning rate: -1"),
         ({"lr": "rate = 1"}, "optimizer.rate is 1, expected no such key: SGD has lr, momentum"),
         ({"title": 'title = "a"\nautocast = "int8"'}, "autocast is 'int8', expected one of bfl"),
-        ({"name": 'name = "cifra10"'}, "data.name is 'cifra10', expected one of digits"),
+        ({"name": 'name = "cifra10"'}, "data.name is 'cifra10', expected one of cifar10, "),
     ],
     ids=str,
 )
@@ -204,6 +204,17 @@ def test_options_that_the_model_refuses_are_named(tmp_path: Path) -> None:
     recipe = Recipe.load(written(tmp_path))
     with pytest.raises(ValueError, match=r"data\.folder is .*expected no such key: digits has"):
         recipe.split(tmp_path)
+
+
+def test_data_that_does_not_come_with_a_package_needs_its_folder(tmp_path: Path) -> None:
+    recipe = Recipe.load("rat_vgg11_c10")
+    with pytest.raises(ValueError, match=r"data.name is 'cifar10' .*--data FOLDER, or --data synt"):
+        recipe.split()
+    digit = tmp_path / "NMNIST" / "Train" / "0"
+    with pytest.raises(FileNotFoundError, match=f"{digit} is missing"):
+        Recipe.load(written(tmp_path, name='name = "nmnist"')).split(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{digit} is missing"):
+        Recipe.load(written(tmp_path, name=f'name = "nmnist"\nfolder = "{tmp_path}"')).split()
 
 
 def test_an_unknown_recipe_names_those_that_ship(tmp_path: Path) -> None:
@@ -252,6 +263,23 @@ def test_a_small_network_is_trained_by_one_thread(
     train(Recipe.load(written(tmp_path)), tmp_path)
     assert seen == [1, 2]
     assert torch.get_num_threads() == 2
+
+
+def test_a_run_on_generated_images_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(
+        tmp_path,
+        name='name = "cifar10"\naugment = ["crop", "flip"]',
+        input_shape="input_shape = [3, 32, 32]",
+    )
+    run = tmp_path / "run"
+    arguments = ["train", str(path), "--folder", str(run), "--data", "synthetic", "--quiet"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("Tiny on generated images: test accuracy ")
+    kept = (run / "recipe.toml").read_text()
+    assert kept == f"{GENERATED}\n{path.read_text()}"
+    assert Recipe.load(run / "recipe.toml").settings == Recipe.load(path).settings
 
 
 def test_seed_and_epochs_instead_of_the_recipes(tmp_path: Path) -> None:

@@ -43,7 +43,12 @@ def _parser() -> argparse.ArgumentParser:
         "recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe that ships with this"
     )
     train.add_argument("--folder", type=Path, help="of the run; runs/RECIPE unless given")
-    train.add_argument("--data", type=Path, help="where data sets lie, for those that need it")
+    train.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="where data sets lie; 'synthetic': generated images instead",
+    )
     train.add_argument("--epochs", type=int, help="instead of the recipe's")
     train.add_argument("--seed", type=int, help="of all random choices, instead of the recipe's")
     train.add_argument("--resume", action="store_true", help="go on where the run in folder ended")
@@ -65,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> None:
     from snnkern import keep_pages
-    from snnkern.training.recipe import Recipe
+    from snnkern.training.recipe import SYNTHETIC, Recipe
     from snnkern.training.train import train
 
     keep_pages()
@@ -85,8 +90,11 @@ def _train(options: argparse.Namespace) -> None:
     )
     if os.environ.get("RANK", "0") == "0":
         best = max(history, key=lambda record: record.val_accuracy or 0)
+        title = recipe.settings["title"]
+        if options.data == SYNTHETIC:
+            title += " on generated images"
         print(
-            f"{recipe.settings['title']}: test accuracy {history[-1].val_accuracy:.1%} after "
+            f"{title}: test accuracy {history[-1].val_accuracy:.1%} after "
             f"{len(history)} epochs, best {best.val_accuracy:.1%} after {best.epoch + 1}; "
             f"run in {folder}"
         )

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
+
+from snnkern.data.images import Split
 
 
-class Split(NamedTuple):
-    """Images ``[N, C, H, W]`` in ``[0, 1]`` and labels ``[N]``, to train on and to test with."""
-
-    train: TensorDataset
-    test: TensorDataset
-
-
-def digits(test_share: float = 0.2, seed: int = 0) -> Split:
+def digits(test_share: float = 0.2, seed: int = 0) -> Split[TensorDataset]:
     """1,797 handwritten digits, 8x8 grey, ten classes (Alpaydin & Kaynak 1998).
 
     Args:
@@ -45,11 +37,3 @@ def digits(test_share: float = 0.2, seed: int = 0) -> Split:
     return Split(
         TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
     )
-
-
-def loader(
-    dataset: TensorDataset, batch_size: int = 64, *, shuffle: bool = False, seed: int = 0
-) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches of a dataset; a shuffled order repeats with the seed."""
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from snnkern import attacks, data, models, recipes, surrogate
 from snnkern._checks import check_int, check_number
 from snnkern.attacks import Attack
-from snnkern.data import Split
+from snnkern.data import Samples, Split
 from snnkern.surrogate import Surrogate
 from snnkern.training.hire import HIRE
 from snnkern.training.method import Method, Natural
@@ -54,15 +54,15 @@ def _named(module: Any, base: type) -> dict[str, Any]:
     return {name: kind for name, kind in kinds.items() if issubclass(kind, base)}
 
 
-DATA: Kinds = {"digits": data.digits}
+DATA: Kinds = {name: getattr(data, name) for name in (*data.FORMATS, "synthetic")}
+# --data synthetic: generated images instead of any data set.
+SYNTHETIC = Path("synthetic")
 MODELS: Kinds = {name: getattr(models, name) for name in models.__all__ if name.islower()}
 METHODS: Kinds = {kind.__name__: kind for kind in (Natural, RAT, HIRE)}
 OPTIMIZERS: Kinds = {name: getattr(torch.optim, name) for name in ("SGD", "Adam", "AdamW")}
 SCHEDULES: Kinds = {kind.__name__: kind for kind in (constant, cosine, multistep)}
 # Tables within an option: attacks to mix, the surrogate of a network's neurons.
 PARTS: Kinds = {**_named(attacks, Attack), **_named(surrogate, Surrogate)}
-# What recipes of the papers name, and this version may not have.
-PLANNED = ("cifar10", "cifar100")
 AUTOCAST = {"none": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KEYS = {
     "title": str,
@@ -125,15 +125,37 @@ class Recipe:
         read.method()
         for table, kinds in (("data", DATA), ("model", MODELS)):
             name = settings[table].get("name")
-            if name not in kinds and name not in PLANNED:
+            if name not in kinds:
                 raise ValueError(_unknown(f"{table}.name", name, kinds))
         read.schedule(read.optimizer(nn.Linear(1, 1)), 1)
         return read
 
-    def split(self, folder: Path | None = None) -> Split:
-        """The data; ``folder`` is where data sets lie that do not come with a package."""
-        given = {"folder": folder} if folder is not None else {}
-        split: Split = _build("data", self.settings["data"], DATA, **given)
+    def split(self, folder: Path | None = None) -> Split[Samples]:
+        """The data.
+
+        Args:
+            folder: where data sets lie that do not come with a package; ``Path("synthetic")``
+                gives generated images, of their size, in as many classes.
+
+        Raises:
+            FileNotFoundError: a file of the data set is missing.
+            ImportError: the package that reads it is.
+            ValueError: a file is corrupt, an option unknown, or ``folder`` missing.
+        """
+        table, given = self.settings["data"], {}
+        name = table["name"]
+        if folder == SYNTHETIC and name in data.FORMATS:
+            shape, classes = data.FORMATS[name]
+            augment = {"augment": table["augment"]} if "augment" in table else {}
+            table = {"name": "synthetic", "shape": list(shape), "classes": classes, **augment}
+        elif folder is not None:
+            given["folder"] = folder
+        elif "folder" in inspect.signature(DATA[name]).parameters and "folder" not in table:
+            raise ValueError(
+                f"data.name is {name!r} and the folder with its files is missing, expected "
+                "--data FOLDER, or --data synthetic for generated images instead"
+            )
+        split: Split[Samples] = _build("data", table, DATA, **given)
         return split
 
     def model(self) -> nn.Module:
@@ -197,11 +219,6 @@ def _build(where: str, table: Table, kinds: Kinds, *given: Any, **more: Any) -> 
     """What ``table`` describes: ``name`` says which kind, all other keys are its options."""
     name = str(table.get("name"))
     if name not in kinds:
-        if name in PLANNED:
-            raise ValueError(
-                f"{where}.name is {name!r}, which this version of snnkern does not have yet; it "
-                f"has {', '.join(sorted(kinds))}"
-            )
         raise ValueError(_unknown(f"{where}.name", name, kinds))
     kind = kinds[name]
     parameters = inspect.signature(kind).parameters.values()

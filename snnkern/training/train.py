@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler
 
+from snnkern.data import Samples, loader
 from snnkern.training.fit import fit
 from snnkern.training.ranks import Ranks
-from snnkern.training.recipe import Recipe
+from snnkern.training.recipe import SYNTHETIC, Recipe
 from snnkern.training.run import EpochRecord
+
+# The first line of the recipe that such a run keeps.
+GENERATED = "# Trained on generated images, --data synthetic, instead of the data set named below."
 
 
 def train(
@@ -36,7 +40,7 @@ def train(
     Args:
         recipe: what to train.
         folder: of the run.
-        data: where data sets lie.
+        data: where data sets lie; ``Path("synthetic")`` trains on generated images instead.
         epochs: instead of the recipe's.
         seed: of the weights, the split, the order of the samples and all random choices; instead
             of the recipe's.
@@ -73,7 +77,7 @@ def train(
             autocast=recipe.autocast,
             seed=seed,
             folder=folder,
-            recipe=recipe.text,
+            recipe=recipe.text if data != SYNTHETIC else f"{GENERATED}\n{recipe.text}",
             resume=resume,
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
@@ -93,16 +97,16 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _loader(
-    dataset: TensorDataset, batch_size: int, seed: int | None, ranks: Ranks
+    dataset: Samples, batch_size: int, seed: int | None, ranks: Ranks
 ) -> DataLoader[tuple[torch.Tensor, ...]]:
     """Batches of this rank, shuffled where there is a seed, with ``batch_size`` on all together."""
     if batch_size % ranks.count:
         raise ValueError(
             f"batch_size is {batch_size} on {ranks.count} ranks, expected a multiple of them"
         )
-    generator = torch.Generator().manual_seed(seed or 0)
     if ranks.count == 1:
-        return DataLoader(dataset, batch_size, shuffle=seed is not None, generator=generator)
+        return loader(dataset, batch_size, shuffle=seed is not None, seed=seed or 0)
+    generator = torch.Generator().manual_seed(seed or 0)
     sampler: DistributedSampler[tuple[torch.Tensor, ...]] = DistributedSampler(
         dataset, ranks.count, ranks.rank, shuffle=seed is not None, seed=seed or 0
     )
