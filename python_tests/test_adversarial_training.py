@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from python_tests.helpers import assert_same_bits, assert_within, golden
 from python_tests.networks import tiny_net
 from snnkern import NormLIF
-from snnkern.attacks import FGSM, PGD, Attack
+from snnkern.attacks import FGSM, PGD, RFGSM, Attack
 from snnkern.data import digits, loader
 from snnkern.models import Normalize, SpikingNetwork, fc_net
 from snnkern.nn import LIF, MeanReadout, TimeDistributed, evaluation_mode
@@ -246,6 +246,24 @@ def test_another_attack_takes_the_place_of_the_papers(kind: Any) -> None:
     ((_, logits),) = kind(attack=FGSM(0.3)).losses(model, x, y, Memory.seeded(0))
     assert_within(seen[-1], FGSM(0.3)(model, x, y), 1e-12)
     assert logits.requires_grad
+
+
+@pytest.mark.parametrize("kind", [TRADES, RobustFinetune])
+def test_the_attack_goes_the_way_of_the_objective(kind: Any) -> None:
+    model, (x, y) = grown_net(), batch(100)
+    model.timesteps = 0
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    found = []
+    for divergence in ("kl", "reverse-kl"):
+        next(kind(0.3, divergence=divergence).losses(model.eval(), x, y, Memory.seeded(0)))
+        found.append(seen[-1])
+        steps = {"steps": 10, "start_deviation": 0.001}
+        attack = (
+            PGD(0.3, loss=divergence, **steps) if kind is TRADES else RFGSM(0.3, loss=divergence)
+        )
+        assert_same_bits(found[-1], attack(model, x, y, torch.Generator().manual_seed(0)))
+    assert not torch.equal(*found)
 
 
 def test_thresholds_are_kept_above_their_floor() -> None:

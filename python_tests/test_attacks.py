@@ -132,6 +132,15 @@ def test_the_callers_tensors_stay(kind: Callable[[float], Attack]) -> None:
     assert adversarial.data_ptr() != x.data_ptr()
 
 
+@EVERY_KIND
+def test_the_model_sees_images_only(kind: Callable[[float], Attack]) -> None:
+    net, (x, y) = tiny_net(), batch(40)
+    seen: list[Tensor] = []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    kind(0.2)(net, x.round(), y, generator())
+    assert all(images.min() >= 0 and images.max() <= 1 for images in seen)
+
+
 class Breaks(nn.Module):
     """Raises at its second call."""
 
