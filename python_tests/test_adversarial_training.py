@@ -29,6 +29,7 @@ from snnkern.training import (
     mart_loss,
     trades_loss,
 )
+from snnkern.training.trades import Divergence
 
 METHODS: tuple[Method, ...] = (
     AdversarialTraining(0.2),
@@ -98,11 +99,12 @@ def test_the_other_direction_is_the_papers() -> None:
     p, q = clean.softmax(1), adversarial.softmax(1)
     true = p[range(5), y]
     there, back = ((a * (a / b).log()).sum(1) for a, b in ((p, q), (q, p)))
-    for divergence, distance in (("kl", there), ("reverse-kl", back)):
-        loss = trades_loss(clean, adversarial, y, 3.0, divergence)  # type: ignore[arg-type]
+    distances: dict[Divergence, Tensor] = {"kl": there, "reverse-kl": back}
+    for divergence, distance in distances.items():
+        loss = trades_loss(clean, adversarial, y, 3.0, divergence)
         expected = -true.log().mean() + 3 * distance.mean()
         assert_within(loss, expected, 1e-12)
-        weighted = mart_loss(clean, adversarial, y, 5.0, divergence)  # type: ignore[arg-type]
+        weighted = mart_loss(clean, adversarial, y, 5.0, divergence)
         boosted = mart_loss(clean, adversarial, y, 0.0)
         assert_within(weighted - boosted, 5 * (distance * (1 - true)).mean(), 1e-6)
     assert not torch.allclose(there, back)
@@ -255,13 +257,13 @@ def test_the_attack_goes_the_way_of_the_objective(kind: Any) -> None:
     seen: list[Tensor] = []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     found = []
-    for divergence in ("kl", "reverse-kl"):
+    divergences: tuple[Divergence, ...] = ("kl", "reverse-kl")
+    for divergence in divergences:
         next(kind(0.3, divergence=divergence).losses(model.eval(), x, y, Memory.seeded(0)))
         found.append(seen[-1])
-        steps = {"steps": 10, "start_deviation": 0.001}
-        attack = (
-            PGD(0.3, loss=divergence, **steps) if kind is TRADES else RFGSM(0.3, loss=divergence)
-        )
+        attack: Attack = RFGSM(0.3, loss=divergence)
+        if kind is TRADES:
+            attack = PGD(0.3, steps=10, start_deviation=0.001, loss=divergence)
         assert_same_bits(found[-1], attack(model, x, y, torch.Generator().manual_seed(0)))
     assert not torch.equal(*found)
 
