@@ -79,7 +79,7 @@ SCHEDULES: Kinds = {kind.__name__: kind for kind in (constant, cosine, multistep
 # Tables within an option: attacks to mix, the surrogate of a network's neurons.
 PARTS: Kinds = {**_named(attacks, Attack), **_named(surrogate, Surrogate)}
 # What recipes of the papers name, and this version may not have.
-PLANNED = ("cifar10", "cifar100", "resnet12", "resnet20", "vgg5", "vgg11", "wrn16_4")
+PLANNED = ("cifar10", "cifar100")
 AUTOCAST = {"none": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KEYS = {
     "title": str,
