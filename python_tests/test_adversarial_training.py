@@ -29,6 +29,7 @@ from snnkern.training import (
     mart_loss,
     trades_loss,
 )
+from snnkern.training.robust_finetune import clamp_thresholds
 from snnkern.training.trades import Divergence
 
 METHODS: tuple[Method, ...] = (
@@ -279,6 +280,13 @@ def test_thresholds_are_kept_above_their_floor() -> None:
     for method, expected in ((TRADES(steps=1), 0.01), (RobustFinetune(), 0.03)):
         next(method.losses(model, x.float(), y, Memory.seeded(0)))
         assert neuron.threshold.item() == pytest.approx(expected)
+    data = golden("robustconv_lif")
+    floored = LIF(1.0, 0.01, learn_threshold=True, min_threshold=0.03)
+    assert torch.equal(
+        floored(torch.from_numpy(data["clamp_x"])), torch.from_numpy(data["clamp_s"])
+    )
+    clamp_thresholds(floored)
+    assert floored.threshold.item() == pytest.approx(float(data["clamp_vth_after"]))
     next(RobustFinetune().losses(kept, x.float(), y, Memory.seeded(0)))
     constant = next(m for m in kept.modules() if isinstance(m, LIF))
     assert constant.threshold.item() == pytest.approx(0.01)
