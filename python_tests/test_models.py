@@ -343,6 +343,46 @@ def test_papers_and_images_that_no_vgg_has_are_refused() -> None:
         vgg5(widths=3)
 
 
+@pytest.mark.parametrize("timesteps", [0, 30])
+def test_sharmin_takes_quantised_pixels_and_a_leak(timesteps: int) -> None:
+    torch.manual_seed(0)
+    model = vgg5(
+        3,
+        timesteps,
+        paper="sharmin",
+        input_shape=(1, 4, 4),
+        bits=2,
+        leak=0.95,
+        threshold=0.01,
+        dropout=0.0,
+    )
+    assert all(m.get_buffer("leak") == 0.95 for m in model.modules() if isinstance(m, LIF))
+    shades = torch.tensor([0.1, 0.3, 0.6, 0.95])
+    rounded = torch.tensor([0, 1 / 3, 2 / 3, 1])
+    results = []
+    for pixels in (shades, rounded):
+        torch.manual_seed(1)
+        results.append(model(pixels.view(4, 1, 1, 1).expand(4, 1, 4, 4)))
+    assert torch.equal(*results)
+    assert len(results[0].unique(dim=0)) > 1
+    model.encoder.bits = None
+    torch.manual_seed(1)
+    assert not torch.equal(model(shades.view(4, 1, 1, 1).expand(4, 1, 4, 4)), results[0])
+    with pytest.raises(ValueError, match="bits is 2 and paper is 'ding', expected None"):
+        vgg5(bits=2)
+
+
+def test_a_readout_instead_of_the_papers() -> None:
+    torch.manual_seed(0)
+    mean = vgg11(4, 6, paper="ozdenizci", input_shape=(3, 8, 8), readout="mean").eval()
+    total = vgg11(4, 6, paper="ozdenizci", input_shape=(3, 8, 8), readout="sum").eval()
+    total.load_state_dict(mean.state_dict())
+    x = images(2, 3, 8, 8)
+    assert_within(total(x).detach(), 6 * mean(x).detach(), 1e-5)
+    with pytest.raises(ValueError, match="readout is 'max', expected one of mean, sum"):
+        vgg11(readout="max")
+
+
 def test_sharmin_draws_signed_spikes_and_delays_them() -> None:
     model = vgg5(3, 8, paper="sharmin", input_shape=(1, 4, 4), threshold=0.05)
     assert model.timesteps == 8

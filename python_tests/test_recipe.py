@@ -8,12 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from snnkern.attacks import FGSM, PGD
+from snnkern.attacks import FGSM, PGD, RFGSM
 from snnkern.cli import main
 from snnkern.data import FORMATS, Images
 from snnkern.nn import LIF
 from snnkern.surrogate import Triangle
-from snnkern.training import HIRE, RAT, load_checkpoint, read_metrics
+from snnkern.training import (
+    HIRE,
+    MART,
+    RAT,
+    TRADES,
+    AdversarialTraining,
+    Method,
+    RobustFinetune,
+    SpikeTimeFinetune,
+    load_checkpoint,
+    read_metrics,
+)
 from snnkern.training.recipe import SHIPPED, SYNTHETIC, Recipe
 from snnkern.training.train import GENERATED, train
 
@@ -125,6 +136,27 @@ def test_settings_of_the_papers() -> None:
 # Reading
 
 
+@pytest.mark.parametrize(
+    ("table", "method"),
+    [
+        ('"AdversarialTraining"\neps = "4/255"', AdversarialTraining(4 / 255)),
+        ('"TRADES"\nbeta = 3', TRADES(beta=3)),
+        ('"MART"\nsteps = 5', MART(steps=5)),
+        (
+            '"RobustFinetune"\nattack = { name = "RFGSM", loss = "ce" }',
+            RobustFinetune(attack=RFGSM()),
+        ),
+        (
+            '"SpikeTimeFinetune"\nleak = 0.99\nsurrogate = { name = "Triangle", scale = 0.3 }',
+            SpikeTimeFinetune(Triangle(scale=0.3), leak=0.99),
+        ),
+    ],
+)
+def test_methods_of_recipes(table: str, method: Method, tmp_path: Path) -> None:
+    text = TINY.replace('"Natural"', table)
+    assert Recipe.load(written(tmp_path, text)).method() == method
+
+
 def test_what_a_recipe_says_is_what_is_built(tmp_path: Path) -> None:
     path = written(
         tmp_path,
@@ -177,7 +209,11 @@ def test_mistakes_are_named(changes: dict[str, str], message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"Natural"', '"natural"', "method.name is 'natural', expected one of HIRE, Natural, RAT"),
+        (
+            '"Natural"',
+            '"natural"',
+            "method.name is 'natural', expected one of AdversarialTraining,",
+        ),
         ('"Natural"', '"RAT"\nbeta = -1', "method: RAT: beta is -1, expected"),
         ('"Natural"', '"RAT"\nalpha = 1', "method.alpha is 1, expected no such key: RAT has eps,"),
         ('"Natural"', '"RAT"\nmix = [{ name = "FSGM" }]', r"method.mix\[0\].name is 'FSGM', expec"),

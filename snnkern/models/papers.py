@@ -57,6 +57,8 @@ PAPERS = {
     "sharmin": _HYBRID,
 }
 
+READOUTS = {"mean": MeanReadout, "sum": SumReadout}
+
 
 class Builder:
     """Makes layers as a paper has them, and keeps count of what they give.
@@ -64,10 +66,11 @@ class Builder:
     Args:
         tables: of the networks to choose from, by paper; see ``read``.
         paper: one of them.
-        input_shape, bias, dropout, mean, std, pack, neuron: the options of ``models.vgg5``.
+        input_shape, bias, dropout, mean, std, bits, readout, pack, neuron: the options of
+            ``models.vgg5``.
 
     Raises:
-        ValueError: there is no such paper.
+        ValueError: no such paper or readout, or ``bits`` where input is not rate coded.
     """
 
     def __init__(
@@ -80,18 +83,28 @@ class Builder:
         dropout: float = 0.2,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        bits: int | None = None,
+        readout: str | None = None,
         pack: bool = True,
         **neuron: Any,
     ) -> None:
         if paper not in tables:
             raise ValueError(f"paper is {paper!r}, expected one of {', '.join(tables)}")
         self.paper = PAPERS[paper]
+        if bits is not None and not self.paper.rate_coding:
+            raise ValueError(
+                f"bits is {bits} and paper is {paper!r}, expected None: its input is not rate coded"
+            )
+        if readout is not None and readout not in READOUTS:
+            raise ValueError(f"readout is {readout!r}, expected one of {', '.join(READOUTS)}")
         self.table = tables[paper]
         self.input_shape = input_shape
         self.channels, self.height, self.width = input_shape
         self.bias = self.paper.bias if bias is None else bias
         self._dropout = dropout
         self._mean, self._std = mean, std
+        self._bits = bits
+        self._readout = READOUTS[readout] if readout is not None else self.paper.readout
         self._kind: Any = packed if pack else nn
         self._neuron = self.paper.neuron | neuron
 
@@ -194,9 +207,9 @@ class Builder:
         centre, scale = (0.5, 0.5) if self.paper.rate_coding else (0.0, 1.0)
         channels = self.input_shape[0]
         normalize = Normalize(self._mean or [centre] * channels, self._std or [scale] * channels)
-        network = SpikingNetwork(timesteps, normalize, layers, self.paper.readout())
+        network = SpikingNetwork(timesteps, normalize, layers, self._readout())
         if self.paper.rate_coding:
-            network.encoder = RateCoding(max(timesteps, 1), "signed_poisson", rate)
+            network.encoder = RateCoding(max(timesteps, 1), "signed_poisson", rate, bits=self._bits)
             network.timesteps = timesteps
         return network
 

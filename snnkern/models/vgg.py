@@ -46,9 +46,11 @@ def vgg5(
             ``bias``: of all convolutions and linear layers, instead of what the paper has.
             ``dropout``: its rate where the paper has any, 0.2 by default.
             ``mean``, ``std``: of the pixels per channel, for normalisation; 0 and 1 by default, for
-            ``"rathi"`` and ``"sharmin"`` 0.5. ``pack``: False for the layers of ``torch.nn``
-            instead of those of ``snnkern.nn``, which keep spikes as bits for backward. All others
-            are options of every ``snnkern.LIF`` and go before those of the paper.
+            ``"rathi"`` and ``"sharmin"`` 0.5. ``bits``: of their input, where it is quantised; see
+            ``snnkern.nn.RateCoding``. ``readout``: ``"mean"`` or ``"sum"`` over time, instead of
+            what the paper has. ``pack``: False for the layers of ``torch.nn`` instead of those of
+            ``snnkern.nn``, which keep spikes as bits for backward. All others are options of every
+            ``snnkern.LIF`` and go before those of the paper.
 
     Raises:
         ValueError: no such paper, or images that cannot be pooled.
