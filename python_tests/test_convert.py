@@ -173,7 +173,11 @@ def chain(widths: list[int], norms: list[str], seed: int, **neuron: Any) -> Spik
             layers.append(NormLIF(width, **neuron) if fused else LIF(**neuron))
             features = width
         layers.append(TimeDistributed(nn.Linear(features, 3)))
-        net = SpikingNetwork(0, Normalize([0.5], [0.5]), nn.Sequential(*layers), MeanReadout())
+        # Nested, as the parts of larger networks.
+        nested = nn.Sequential(
+            nn.Sequential(*layers[:2]), nn.Sequential(nn.Sequential(*layers[2:4]), *layers[4:])
+        )
+        net = SpikingNetwork(0, Normalize([0.5], [0.5]), nested, MeanReadout())
         for parameter in net.parameters():
             if parameter.dim():
                 nn.init.normal_(parameter)
@@ -301,7 +305,8 @@ def test_residual_networks(spiking: bool, block: bool) -> None:
     data = batches(2, 4, 1, 2, 3)
     blocks = [f"layers.{i}.{n}_neuron" for i in (2, 3) for n in ("first", "second")]
     order = ["layers.1", *blocks, "layers.4"]
-    snn = converted(ann, data, 5, statistic="maximum", scale=1.0, block_maximum=block)
+    blocks_of = "layers" if block else None
+    snn = converted(ann, data, 5, statistic="maximum", scale=1.0, block_maximum=blocks_of)
     ann.timesteps = 5
     with torch.no_grad():
         expected = one_by_one(ann, data, order, block)
@@ -439,6 +444,10 @@ def test_no_layer_runs_again_for_every_threshold_behind_it() -> None:
         ({"layers": 0}, "layers is 0, expected an int of at least 1"),
         ({"layers": ["layers.3"]}, "layers is .*layers.3.*, expected names among layers.2"),
         ({"layers": "layers.2"}, "layers is 'layers.2', expected names among layers.2"),
+        (
+            {"block_maximum": "blocks"},
+            "block_maximum is 'blocks', expected the name of a module of",
+        ),
         ({"calibration_leak": 1.5}, "calibration_leak is 1.5, expected"),
     ],
     ids=str,

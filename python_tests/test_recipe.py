@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -7,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from snnkern import convert, data
 from snnkern.attacks import FGSM, PGD
+from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF
 from snnkern.surrogate import Triangle
 from snnkern.training import HIRE, RAT, load_checkpoint, read_metrics
 from snnkern.training.recipe import DATA, MODELS, SHIPPED, Recipe
+from snnkern.training.start import convert_run, load_run, thresholds
 from snnkern.training.train import train
 
 RECIPES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
@@ -62,10 +67,16 @@ def test_every_shipped_recipe_is_right(name: str) -> None:
     settings = recipe.settings
     assert recipe.text.startswith("# ")
     if "start" in settings:
-        assert settings["start"] in RECIPES
-        with pytest.raises(ValueError, match="this version of snnkern does not convert networks"):
-            recipe.model()
-    elif settings["model"]["name"] in MODELS:
+        ann = Recipe.load(settings["start"]).settings
+        assert not ann["model"]["timesteps"]
+        different = {"timesteps", "learn_leak", "learn_threshold"}
+        options = [
+            {k: v for k, v in s["model"].items() if k not in different} for s in (ann, settings)
+        ]
+        assert options[0] == options[1]
+        assert settings["data"] == ann["data"]
+        assert "convert" in settings
+    if settings["model"]["name"] in MODELS:
         with torch.device("meta"):  # no memory for the weights of the large ones
             assert any(isinstance(module, LIF) for module in recipe.model().modules())
     else:
@@ -240,6 +251,169 @@ def test_a_recipe_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "cut" / "recipe.toml").read_text() == recipe.text
 
 
+# Beginning with the network of another run
+
+ANN = TINY.replace("timesteps = 2", "timesteps = 0")
+CONVERTED = 'start = "ann"' + TINY + "\n[convert]\nbatches = 1\nbatch_size = 500\nscale = 0.5\n"
+
+
+@pytest.fixture
+def ann_run(tmp_path: Path) -> Path:
+    """The run of a ReLU network, one epoch short."""
+    folder = tmp_path / "ann"
+    train(Recipe.read("ann", ANN), folder, progress=False)
+    return folder
+
+
+def first_weights(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> Any:
+    """The network that training begins with."""
+    seen: list[nn.Module] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("snnkern.training.train.fit", lambda model, *_, **__: seen.append(model))
+        train(*arguments, progress=False, **options)
+    return seen[0]
+
+
+def test_a_recipe_begins_with_a_converted_network(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.read("snn", CONVERTED)
+    model = first_weights(monkeypatch, recipe, tmp_path / "snn", start=ann_run, seed=3)
+    begun, ann = load_run(ann_run)
+    assert begun.text == ANN
+    assert isinstance(ann, SpikingNetwork)
+    images = data.loader(data.digits().train, 500, shuffle=True, seed=3)
+    expected = convert(ann, images, 2, batches=1, scale=0.5, progress=False)
+    assert model.timesteps == 2
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    about = json.loads((tmp_path / "snn" / "start.json").read_text())
+    assert about["start"] == str(ann_run)
+    assert about["thresholds"] == {"layers.2": [expected.layers.get_buffer("2.threshold").item()]}
+    best = first_weights(
+        monkeypatch, recipe, tmp_path / "b", start=ann_run / "best.safetensors", seed=3
+    )
+    assert best.state_dict().keys() == model.state_dict().keys()
+
+
+def test_neurons_are_those_of_the_recipe(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights alone come from the ReLU network."""
+    text = CONVERTED.replace(
+        "hidden = [8]",
+        'hidden = [8]\nleak = 0.5\nreset = "soft"\nlearn_threshold = true\nmin_threshold = 9.0',
+    )
+    model = first_weights(monkeypatch, Recipe.read("snn", text), tmp_path / "snn", start=ann_run)
+    (neuron,) = (module for module in model.modules() if isinstance(module, LIF))
+    assert neuron.dynamics()["leak"] == 0.5
+    assert neuron.reset == "soft"
+    assert isinstance(neuron.threshold, nn.Parameter)
+    assert neuron.threshold.item() == 9.0
+
+
+def test_what_is_not_to_be_converted_is_taken_as_it_is(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = convert_run(ann_run, options={"scale": 0.7}, timesteps=5, progress=False)
+    assert result.folder == tmp_path / "ann_converted"
+    kept, model = load_run(result.folder)
+    assert kept.settings["start"] == "ann"
+    assert kept.settings["model"]["timesteps"] == 5
+    assert kept.settings["convert"] == {"scale": 0.7}
+    assert thresholds(model) == result.thresholds
+    begun = first_weights(
+        monkeypatch, Recipe.read("snn", CONVERTED), tmp_path / "snn", start=result.folder
+    )
+    assert begun.timesteps == 2
+    for name, value in model.state_dict().items():
+        assert torch.equal(begun.state_dict()[name], value), name
+    # An SNN, or a ReLU network, that another method goes on with.
+    plain = 'start = "ann"' + ANN
+    begun = first_weights(monkeypatch, Recipe.read("snn", plain), tmp_path / "x", start=ann_run)
+    assert begun.timesteps == 0
+
+
+def test_a_converted_run_resumes_without_its_start(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.read("snn", CONVERTED)
+    options: dict[str, Any] = {"progress": False, "checkpoint_every": 2}
+    train(recipe, tmp_path / "whole", start=ann_run, **options)
+    training = sys.modules["snnkern.training.fit"]._Training
+    right, calls = training._train_on, []
+
+    def cut(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        right(*arguments)
+
+    monkeypatch.setattr(training, "_train_on", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "cut", start=ann_run, **options)
+    (ann_run / "last.safetensors").unlink()
+    history = train(recipe, tmp_path / "cut", resume=True, **options)
+    assert history == read_metrics(tmp_path / "whole")
+    whole, resumed = (load_checkpoint(tmp_path / n / "last.safetensors") for n in ("whole", "cut"))
+    for name, value in whole["model"].items():
+        assert torch.equal(resumed["model"][name], value)
+
+
+def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
+    snn = Recipe.read("snn", CONVERTED)
+
+    def refused(message: str, recipe: Recipe, **options: Any) -> None:
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            train(recipe, tmp_path / "out", progress=False, **options)
+        assert not (tmp_path / "out").exists()
+
+    refused("start is missing, expected .* run of ann, .*; snnkern train ann makes one", snn)
+    refused("start is missing", snn, resume=True)
+    refused("tiny begins with new weights", Recipe.read("tiny", TINY), start=ann_run)
+    refused("nowhere, expected the folder of a run", snn, start=tmp_path / "nowhere")
+    refused("No such file .*other", snn, start=ann_run / "other.safetensors")
+    without = Recipe.read("snn", 'start = "ann"' + TINY)
+    refused("a ReLU network, and the recipe has no table convert", without, start=ann_run)
+    other = Recipe.read("snn", CONVERTED.replace("hidden = [8]", "hidden = [9]"))
+    refused("holds other weights than the network has: .* size mismatch", other, start=ann_run)
+    wrong = Recipe.read("snn", CONVERTED.replace("scale = 0.5", "scale = 0"))
+    refused("convert: scale is 0, expected", wrong, start=ann_run)
+    with pytest.raises(ValueError, match=r"folder is .*ann, which holds a run"):
+        train(snn, ann_run, start=ann_run)
+    with pytest.raises(ValueError, match="ann, which holds a run"):
+        convert_run(ann_run, folder=ann_run, progress=False)
+    with pytest.raises(ValueError, match=r"options are .*'scale': 1.* and there is"):
+        convert_run(ann_run, snn, timesteps=3, options={"scale": 1})
+    result = convert_run(ann_run, snn, progress=False)
+    with pytest.raises(ValueError, match="whose network spikes, expected a ReLU network"):
+        convert_run(result.folder)
+    kept = ann_run / "recipe.toml"
+    kept.write_text(ANN.replace("timesteps = 0", '"timesteps" = 0'))
+    with pytest.raises(ValueError, match=r"has 0 lines 'timesteps = 0', expected one.*--recipe"):
+        convert_run(ann_run, folder=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            CONVERTED + "percent = 3\n",
+            "snn.toml: convert.percent is not a key, expected one of stat",
+        ),
+        (CONVERTED + "seed = 3\n", "convert.seed is not a key"),
+        (CONVERTED.replace("timesteps = 2", "timesteps = 0"), "convert says how .*model.timesteps"),
+        (TINY + "\n[convert]\n", "convert says how .* expected start"),
+    ],
+)
+def test_mistakes_in_the_conversion_are_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe.read("snn", text)
+
+
+# How it is trained
+
+
 def test_a_small_network_is_trained_by_one_thread(
     tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +440,12 @@ def test_seed_and_epochs_instead_of_the_recipes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("digits")])
 def test_the_recipes_on_digits_train(name: str, tmp_path: Path) -> None:
-    history = train(Recipe.load(name), tmp_path, epochs=2, progress=False)
+    recipe = Recipe.load(name)
+    start = None
+    if "start" in recipe.settings:
+        start = tmp_path / "start"
+        train(Recipe.load(recipe.settings["start"]), start, epochs=2, progress=False)
+    history = train(recipe, tmp_path / "run", epochs=2, start=start, progress=False)
     assert history[1].loss < history[0].loss
     assert history[1].val_accuracy is not None
     assert history[1].val_accuracy > 0.4

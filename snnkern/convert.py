@@ -45,7 +45,7 @@ def convert(
     scale: float = 0.3,
     layers: int | Collection[str] | None = None,
     norm: NormStatistics = "reestimate",
-    block_maximum: bool = False,
+    block_maximum: str | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> SpikingNetwork:
@@ -84,9 +84,10 @@ def convert(
             seen by the network as it is returned, which can then be used. ``"reset"``: means of 0
             and variances of 1, with which Ozdenizci & Legenstein 2023 begin to finetune: until they
             have moved, evaluation mode, and so an attack, sees a network that means nothing.
-        block_maximum: a threshold is at least those of the layers before it in the same block, that
-            is, of the same parent module: what the code of Ozdenizci & Legenstein 2023 does to the
-            second layer of every residual block, by mistake; for comparison.
+        block_maximum: the name of the module whose children are the residual blocks,
+            ``"layers.blocks"`` in ``snnkern.models``: there a threshold is at least those of the
+            layers before it in its block. This is what the code of Ozdenizci & Legenstein 2023 does
+            to the second layer of every block, by mistake; for comparison.
         seed: of the spikes that an encoder draws.
         progress: show a progress bar.
 
@@ -118,6 +119,11 @@ def convert(
         check_int("layers", layers, 1)
     elif layers is not None and (isinstance(layers, str) or not set(layers) <= set(neurons)):
         raise ValueError(f"layers is {layers!r}, expected names among {', '.join(neurons)}")
+    if block_maximum is not None and not any(n.startswith(f"{block_maximum}.") for n in neurons):
+        raise ValueError(
+            f"block_maximum is {block_maximum!r}, expected the name of a module of ann that holds "
+            f"some of its neurons, {', '.join(neurons)}"
+        )
     if calibration_leak is not None:
         check_number("calibration_leak", calibration_leak, low=0, high=1)
         if any(neuron.decay_name != "leak" for neuron in neurons.values()):
@@ -193,7 +199,7 @@ class _Balance:
         model: SpikingNetwork,
         names: set[str],
         measure: Callable[[Tensor, int], Tensor],
-        block_maximum: bool,
+        block_maximum: str | None,
         bar: Any,
     ) -> None:
         self.model = model
@@ -211,16 +217,16 @@ class _Balance:
             for name, neuron in self.neurons.items()
             if name in self.names
         ]
-        layers = self.model.layers
-        chain = list(layers) if type(layers) is nn.Sequential else [layers]
+        chain = _chain(self.model.layers)
         start = 0
         try:
             for end, layer in enumerate(chain, 1):
                 if not any(isinstance(module, LIF) for module in layer.modules()):
                     continue
                 part = nn.Sequential(*chain[start:end])
-                while len(self.found) < count and self._find_next(part, sources):
-                    pass
+                while len(self.found) < count and self._open(part):
+                    if not self._find_next(part, sources):
+                        break  # what is left in it is never called
                 if len(self.found) == count:
                     return
                 spikes = _spikes(part, sources)
@@ -238,8 +244,13 @@ class _Balance:
         learnt = isinstance(neuron.threshold, nn.Parameter)
         neuron.threshold.fill_(max(value, neuron.min_threshold) if learnt else value)
 
+    def _open(self, part: nn.Module) -> bool:
+        """Whether ``part`` has layers that are still to be balanced."""
+        still = {self.neurons[name] for name in self.names - set(self.found)}
+        return not still.isdisjoint(part.modules())
+
     def _find_next(self, part: nn.Module, sources: list[Source]) -> bool:
-        """Balances the next layer in ``part``, if there is one left."""
+        """Balances the next layer that images reach in ``part``, if there is one."""
         values = []
         name = ""
         for source in sources:
@@ -248,7 +259,7 @@ class _Balance:
             except _Reached as reached:
                 name = reached.name
                 values.append(reached.value)
-                self.bar.set_postfix_str(name)
+                self.bar.set_postfix_str(name, refresh=False)
                 self.bar.update()
             else:
                 return False
@@ -258,13 +269,17 @@ class _Balance:
                 f"the pre-activations of {name} have the statistic {largest:g}, expected one above "
                 "0: no neuron there would fire"
             )
-        block = name.rpartition(".")[0]
-        if self.block_maximum and type(self.model.get_submodule(block)) is not nn.Sequential:
-            before = [v for n, v in self.found.items() if n.rpartition(".")[0] == block]
+        if block := self._block(name):
+            before = [value for other, value in self.found.items() if self._block(other) == block]
             largest = max([largest, *before])
         self.found[name] = largest
         self.set(name, largest)
         return True
+
+    def _block(self, name: str) -> str:
+        """The residual block of a layer, where it has one and that matters."""
+        prefix = f"{self.block_maximum}."
+        return name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) else ""
 
     def _hook_for(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -275,6 +290,13 @@ class _Balance:
                 raise _Reached(name, self.measure(module.current(x[: len(x) // copies]), copies))
 
         return hook
+
+
+def _chain(module: nn.Module) -> list[nn.Module]:
+    """What runs one after the other in ``module``."""
+    if type(module) is not nn.Sequential or module._forward_pre_hooks or module._forward_hooks:
+        return [module]
+    return [part for child in module for part in _chain(child)]
 
 
 def _measure(statistic: Statistic, percentile: float) -> Callable[[Tensor, int], Tensor]:

@@ -18,7 +18,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from snnkern import attacks, data, models, recipes, surrogate
 from snnkern._checks import check_int, check_number
 from snnkern.attacks import Attack
-from snnkern.data import Split
+from snnkern.convert import convert
+from snnkern.data import Split, loader
+from snnkern.models import SpikingNetwork
 from snnkern.surrogate import Surrogate
 from snnkern.training.hire import HIRE
 from snnkern.training.method import Method, Natural
@@ -61,6 +63,8 @@ OPTIMIZERS: Kinds = {name: getattr(torch.optim, name) for name in ("SGD", "Adam"
 SCHEDULES: Kinds = {kind.__name__: kind for kind in (constant, cosine, multistep)}
 # Tables within an option: attacks to mix, the surrogate of a network's neurons.
 PARTS: Kinds = {**_named(attacks, Attack), **_named(surrogate, Surrogate)}
+# What a recipe says of ``snnkern.convert``; timesteps stand in its model. And of its batches.
+CONVERT = (*list(inspect.signature(convert).parameters)[3:-2], "batch_size")
 # What recipes of the papers name, and this version may not have.
 PLANNED = ("cifar10", "cifar100", "resnet12", "resnet20", "vgg5", "vgg11", "wrn16_4")
 AUTOCAST = {"none": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -75,6 +79,7 @@ KEYS = {
     "threads": int,
     "data": dict,
     "model": dict,
+    "convert": dict,
     "method": dict,
     "optimizer": dict,
     "schedule": dict,
@@ -115,13 +120,18 @@ class Recipe:
                 f"recipe is {str(recipe)!r}, expected a file or one of those that ship with "
                 f"snnkern: {shipped}"
             )
-        text = path.read_text(encoding="utf-8")
+        return cls.read(path.stem, path.read_text(encoding="utf-8"))
+
+    @classmethod
+    def read(cls, name: str, text: str) -> Recipe:
+        """Reads the text of a file of that name; see ``load``."""
+        file = f"{name}.toml"
         try:
             settings = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not TOML: {error}") from error
-        _check_keys(settings, path.name)
-        read = cls(path.stem, text, settings)
+            raise ValueError(f"{file} is not TOML: {error}") from error
+        _check_keys(settings, file)
+        read = cls(name, text, settings)
         read.method()
         for table, kinds in (("data", DATA), ("model", MODELS)):
             name = settings[table].get("name")
@@ -138,13 +148,34 @@ class Recipe:
 
     def model(self) -> nn.Module:
         """The network, with new weights."""
-        if "start" in self.settings:
-            raise ValueError(
-                f"start is {self.settings['start']!r}: this recipe begins with the network of that "
-                "one, converted, and this version of snnkern does not convert networks yet"
-            )
         model: nn.Module = _build("model", self.settings["model"], MODELS)
         return model
+
+    def convert(
+        self, ann: SpikingNetwork, split: Split, seed: int, progress: bool
+    ) -> SpikingNetwork:
+        """The network of this recipe, from the ReLU network that it begins with.
+
+        Args:
+            ann: that network, with the neurons of this one.
+            split: whose training images, shuffled, balance the thresholds.
+            seed: of their order, and of what an encoder draws.
+            progress: show a progress bar.
+        """
+        table = dict(self.settings["convert"])
+        images = loader(split.train, table.pop("batch_size", 64), shuffle=True, seed=seed)
+        timesteps = self.settings["model"]["timesteps"]
+        kinds = {"convert": convert}
+        given = {"seed": seed, "progress": progress}
+        converted: SpikingNetwork = _build(
+            "convert", {"name": "convert"} | table, kinds, ann, images, timesteps, **given
+        )
+        return converted
+
+    @property
+    def spikes(self) -> bool:
+        """Whether the network does; otherwise it is a ReLU network."""
+        return bool(self.settings["model"].get("timesteps", 1))
 
     def method(self) -> Method:
         """The training method."""
@@ -183,6 +214,15 @@ def _check_keys(settings: Table, file: str) -> None:
     missing = [key for key in REQUIRED if key not in settings]
     if missing:
         raise ValueError(f"{file}: {', '.join(missing)} missing, expected in every recipe")
+    for key in settings.get("convert", {}):
+        if key not in CONVERT:
+            expected = ", ".join(CONVERT)
+            raise ValueError(f"{file}: convert.{key} is not a key, expected one of {expected}")
+    if "convert" in settings and not ("start" in settings and settings["model"].get("timesteps")):
+        raise ValueError(
+            f"{file}: convert says how a ReLU network becomes this one, expected start with the "
+            "name of its recipe, and model.timesteps of at least 1"
+        )
     for key in ("epochs", "batch_size", "threads"):
         check_int(f"{file}: {key}", settings.get(key, 1), 1)
     if settings.get("autocast", "none") not in AUTOCAST:
