@@ -334,6 +334,18 @@ def test_what_is_not_to_be_converted_is_taken_as_it_is(
     assert begun.timesteps == 0
 
 
+def test_a_recipe_may_only_convert(ann_run: Path, tmp_path: Path) -> None:
+    text = CONVERTED[: CONVERTED.index("[method]")] + CONVERTED[CONVERTED.index("[convert]") :]
+    text = re.sub("epochs.*\nbatch_size.*\n", "", text)
+    recipe = Recipe.read("only", text)
+    with pytest.raises(ValueError, match=r"only converts the network of ann .snnkern convert RUN"):
+        train(recipe, tmp_path / "out", start=ann_run, progress=False)
+    result = convert_run(ann_run, recipe, folder=tmp_path / "out", progress=False)
+    assert load_run(result.folder)[0].text == text
+    with pytest.raises(ValueError, match="epochs, batch_size, optimizer, schedule missing, exp"):
+        Recipe.read("half", text + '\n[method]\nname = "Natural"\n')
+
+
 def test_a_converted_run_resumes_without_its_start(
     ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

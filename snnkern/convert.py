@@ -56,6 +56,9 @@ def convert(
     several the largest over them, while the layers before it spike at the thresholds already found.
     At the end these are multiplied by ``scale``. They stand in the neurons, as ``threshold``.
 
+    Biases stay as they are too, although they belong to inputs of another size than spikes are: the
+    networks of the papers have batch norm, or no biases, or are finetuned.
+
     Batch norm keeps weights and biases, and while calibrating normalises by the batch: the running
     statistics of ``ann`` are those of rectified inputs, not of spikes.
 
@@ -267,7 +270,8 @@ class _Balance:
         if not largest > 0:
             raise ValueError(
                 f"the pre-activations of {name} have the statistic {largest:g}, expected one above "
-                "0: no neuron there would fire"
+                "0: no neuron there would fire; a higher percentile may help, or where spikes are "
+                "delayed, more calibration_timesteps"
             )
         if block := self._block(name):
             before = [value for other, value in self.found.items() if self._block(other) == block]

@@ -84,7 +84,9 @@ KEYS = {
     "optimizer": dict,
     "schedule": dict,
 }
-REQUIRED = ("title", "epochs", "batch_size", "data", "model", "method", "optimizer", "schedule")
+REQUIRED = ("title", "data", "model")
+# Required too, unless there are none of them, but a conversion.
+OF_TRAINING = ("epochs", "batch_size", "method", "optimizer", "schedule")
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,13 @@ class Recipe:
             raise ValueError(f"{file} is not TOML: {error}") from error
         _check_keys(settings, file)
         read = cls(name, text, settings)
-        read.method()
         for table, kinds in (("data", DATA), ("model", MODELS)):
             name = settings[table].get("name")
             if name not in kinds and name not in PLANNED:
                 raise ValueError(_unknown(f"{table}.name", name, kinds))
-        read.schedule(read.optimizer(nn.Linear(1, 1)), 1)
+        if read.trains:
+            read.method()
+            read.schedule(read.optimizer(nn.Linear(1, 1)), 1)
         return read
 
     def split(self, folder: Path | None = None) -> Split:
@@ -171,6 +174,11 @@ class Recipe:
             "convert", {"name": "convert"} | table, kinds, ann, images, timesteps, **given
         )
         return converted
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a training; otherwise a conversion is all."""
+        return "method" in self.settings
 
     @property
     def spikes(self) -> bool:
@@ -211,7 +219,9 @@ def _check_keys(settings: Table, file: str) -> None:
         if not right or isinstance(value, bool):
             expected = "a table" if kind is dict else f"a value of type {kind.__name__}"
             raise ValueError(f"{file}: {key} is {value!r}, expected {expected}")
-    missing = [key for key in REQUIRED if key not in settings]
+    converts_only = "convert" in settings and not any(key in settings for key in OF_TRAINING)
+    required = REQUIRED if converts_only else (*REQUIRED, *OF_TRAINING)
+    missing = [key for key in required if key not in settings]
     if missing:
         raise ValueError(f"{file}: {', '.join(missing)} missing, expected in every recipe")
     for key in settings.get("convert", {}):

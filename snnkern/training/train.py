@@ -54,6 +54,11 @@ def train(
         ValueError: the recipe begins with another run, which ``start`` does not name, or with none,
             and it does; it asks for what this version does not have, or ``fit`` refuses.
     """
+    if not recipe.trains:
+        raise ValueError(
+            f"recipe is {recipe.name}, expected one with a method: it only converts the network of "
+            f"{recipe.settings['start']} (snnkern convert RUN --recipe {recipe.name})"
+        )
     device = device or default_device()
     epochs = recipe.settings["epochs"] if epochs is None else epochs
     seed = recipe.settings.get("seed", 0) if seed is None else seed
