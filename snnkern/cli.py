@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="RUN",
         help="the run that the recipe begins with, if it does: its folder, for the last "
-        "checkpoint, or one of its checkpoints; converted as the recipe says",
+        "checkpoint, or one of its checkpoints; converted as the recipe says (torchrun, which has "
+        "options of that beginning, needs -- before the command: torchrun -m -- snnkern.cli train)",
     )
     train.add_argument("--data", type=Path, help="where data sets lie, for those that need it")
     train.add_argument("--epochs", type=int, help="instead of the recipe's")
