@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from snnkern._files import write_atomically
 from snnkern.data import Samples, loader
 from snnkern.training.fit import fit
-from snnkern.training.ranks import Ranks
-from snnkern.training.recipe import SYNTHETIC, Recipe
-from snnkern.training.run import EpochRecord
-
-# The first line of the recipe that such a run keeps.
-GENERATED = "# Trained on generated images, --data synthetic, instead of the data set named below."
+from snnkern.training.ranks import Ranks, default_device
+from snnkern.training.recipe import Recipe
+from snnkern.training.run import EpochRecord, check_free
+from snnkern.training.start import begin, threads, thresholds
 
 
 def train(
@@ -31,6 +28,7 @@ def train(
     checkpoint_every: int | None = None,
     tensorboard: bool = False,
     device: str | None = None,
+    start: Path | None = None,
     progress: bool = True,
 ) -> list[EpochRecord]:
     """Runs a recipe; ``folder`` keeps it, its metrics and checkpoints, as ``fit`` says.
@@ -48,23 +46,38 @@ def train(
         checkpoint_every: see ``fit``.
         tensorboard: see ``fit``.
         device: where to train; a GPU where there is one.
+        start: the run that the recipe begins with, where it does and is not resumed: its folder,
+            for the last checkpoint, or one of its checkpoints. A ReLU network is converted. Kept in
+            ``start.json``, with the thresholds that training begins with.
         progress: show a progress bar.
 
     Raises:
-        ValueError: the recipe asks for what this version does not have, or ``fit`` refuses.
+        ValueError: the recipe begins with another run, which ``start`` does not name, or with none,
+            and it does; it asks for what this version does not have, or ``fit`` refuses.
     """
-    if device is None:
-        local = os.environ.get("LOCAL_RANK", "0")
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    if not recipe.trains:
+        raise ValueError(
+            f"recipe is {recipe.name}, expected one with a method: it only converts the network of "
+            f"{recipe.settings['start']} (snnkern convert RUN --recipe {recipe.name})"
+        )
+    device = device or default_device()
     epochs = recipe.settings["epochs"] if epochs is None else epochs
     seed = recipe.settings.get("seed", 0) if seed is None else seed
+    begun = resume and (folder / "last.safetensors").exists()
+    if not begun:
+        _check_start(recipe, folder, start)
     ranks = Ranks(torch.device(device))
     torch.manual_seed(seed)
     model = recipe.model().to(device)
     split = recipe.split(data)
-    torch.manual_seed(seed + ranks.rank)  # dropout and augmentation differ, weights do not
-    optimizer = recipe.optimizer(model)
-    with _threads(recipe.settings.get("threads")):
+    with threads(recipe.settings.get("threads")):
+        if start is not None and not begun:
+            model = begin(recipe, model, start, split, seed, progress and ranks.rank == 0)
+            if ranks.rank == 0:
+                about = {"start": str(start), "thresholds": thresholds(model)}
+                write_atomically(folder / "start.json", json.dumps(about, indent=1).encode())
+        torch.manual_seed(seed + ranks.rank)  # dropout and augmentation differ, weights do not
+        optimizer = recipe.optimizer(model)
         return fit(
             model,
             _loader(split.train, recipe.settings["batch_size"], seed, ranks),
@@ -77,7 +90,7 @@ def train(
             autocast=recipe.autocast,
             seed=seed,
             folder=folder,
-            recipe=recipe.text if data != SYNTHETIC else f"{GENERATED}\n{recipe.text}",
+            recipe=recipe.text_on(data),
             resume=resume,
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
@@ -85,15 +98,16 @@ def train(
         )
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Within the block torch computes with so many threads; None leaves it as it is."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _check_start(recipe: Recipe, folder: Path, start: Path | None) -> None:
+    needed = recipe.settings.get("start")
+    if needed is None and start is not None:
+        raise ValueError(f"start is {start}, expected none: {recipe.name} begins with new weights")
+    if needed is not None and start is None:
+        raise ValueError(
+            f"start is missing, expected the folder of a run of {needed}, with whose network "
+            f"{recipe.name} begins (snnkern train --start); snnkern train {needed} makes one"
+        )
+    check_free(folder)  # now, not after the conversion
 
 
 def _loader(
