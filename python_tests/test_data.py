@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from snnkern.data import FORMATS, Images, Split, digits, loader, synthetic
+from snnkern.data import (
+    FORMATS,
+    Images,
+    Split,
+    digits,
+    enlarged_digits,
+    loader,
+    synthetic,
+)
 
 
 def rows(images: Tensor) -> set[bytes]:
@@ -194,3 +202,20 @@ def test_generated_images_repeat_with_their_seed() -> None:
 def test_impossible_images_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         synthetic(**options)
+
+
+def test_enlarged_digits_are_the_digits() -> None:
+    small, large = digits(), enlarged_digits((3, 16, 24), 12, augment=("flip",))
+    assert len(large.train.augment) == 1
+    assert not large.test.augment
+    x, labels = large.test[:]
+    assert x.shape == (360, 3, 16, 24)
+    torch.testing.assert_close(labels, small.test[:][1])
+    assert torch.equal(x[:, 0], x[:, 2])
+    means = torch.nn.functional.avg_pool2d(x[:, :1], (2, 3))
+    pairs = torch.stack([means.flatten(), small.test[:][0].flatten()])
+    assert torch.corrcoef(pairs)[0, 1] > 0.95  # blurred, and nothing else
+    with pytest.raises(ValueError, match=r"shape is \[8, 8\], expected \[C, H, W\]"):
+        enlarged_digits((8, 8))
+    with pytest.raises(ValueError, match="classes is 9, expected an int of at least 10"):
+        enlarged_digits(classes=9)

@@ -29,7 +29,7 @@ from snnkern.training import (
     load_checkpoint,
     read_metrics,
 )
-from snnkern.training.recipe import GENERATED, SHIPPED, SYNTHETIC, Recipe
+from snnkern.training.recipe import SHIPPED, STAND_INS, Recipe
 from snnkern.training.start import convert_run, load_run, thresholds
 from snnkern.training.train import train
 
@@ -90,13 +90,14 @@ def test_every_shipped_recipe_is_right(name: str) -> None:
         assert "convert" in settings
     with torch.device("meta"):  # no memory for the weights of the large ones
         assert any(isinstance(module, LIF) for module in recipe.model().modules())
-    split = recipe.split(SYNTHETIC)
-    assert isinstance(split.train, Images)
     shape, classes = FORMATS[settings["data"]["name"]]
-    assert split.train[0][0].shape == shape
-    assert len(split.train[:][1].unique()) == classes
     assert settings["model"].get("num_classes", classes) == classes
-    assert len(split.train.augment) == len(settings["data"].get("augment", ()))
+    for stand_in in STAND_INS:
+        split = recipe.split(stand_in)
+        assert isinstance(split.train, Images)
+        assert split.train[0][0].shape == shape
+        assert len(split.train[:][1].unique()) == (10 if stand_in.name == "digits" else classes)
+        assert len(split.train.augment) == len(settings["data"].get("augment", ()))
 
 
 def test_every_row_of_the_tables_has_its_recipe() -> None:
@@ -342,7 +343,7 @@ def test_options_that_the_model_refuses_are_named(tmp_path: Path) -> None:
 
 def test_data_that_does_not_come_with_a_package_needs_its_folder(tmp_path: Path) -> None:
     recipe = Recipe.load("rat_vgg11_c10")
-    with pytest.raises(ValueError, match=r"data.name is 'cifar10' .*--data FOLDER, or --data synt"):
+    with pytest.raises(ValueError, match=r"data.name is 'cifar10' .*--data FOLDER, or --data digi"):
         recipe.split()
     digit = tmp_path / "NMNIST" / "Train" / "0"
     with pytest.raises(FileNotFoundError, match=f"{digit} is missing"):
@@ -570,8 +571,9 @@ def test_a_small_network_is_trained_by_one_thread(
     assert torch.get_num_threads() == 2
 
 
-def test_a_run_on_generated_images_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("stand_in", ["digits", "synthetic"])
+def test_a_run_on_other_images_says_so(
+    stand_in: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(
         tmp_path,
@@ -579,11 +581,13 @@ def test_a_run_on_generated_images_says_so(
         input_shape="input_shape = [3, 32, 32]",
     )
     run = tmp_path / "run"
-    arguments = ["train", str(path), "--folder", str(run), "--data", "synthetic", "--quiet"]
+    arguments = ["train", str(path), "--folder", str(run), "--data", stand_in, "--quiet"]
     assert main(arguments) == 0
-    assert capsys.readouterr().out.startswith("Tiny on generated images: test accuracy ")
+    assert capsys.readouterr().out.startswith(f"Tiny on {stand_in} instead: test accuracy ")
     kept = (run / "recipe.toml").read_text()
-    assert kept == f"{GENERATED}\n{path.read_text()}"
+    first, rest = kept.split("\n", 1)
+    assert first == f"# Made with --data {stand_in}, instead of the data set named below."
+    assert rest == path.read_text()
     assert Recipe.load(run / "recipe.toml").settings == Recipe.load(path).settings
 
 

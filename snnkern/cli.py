@@ -51,12 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint, or one of its checkpoints; converted as the recipe says (torchrun, which has "
         "options of that beginning, needs -- before the command: torchrun -m -- snnkern.cli train)",
     )
-    train.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="where data sets lie; 'synthetic': generated images instead",
-    )
+    _add_data(train)
     train.add_argument("--epochs", type=int, help="instead of the recipe's")
     train.add_argument("--seed", type=int, help="of all random choices, instead of the recipe's")
     train.add_argument("--resume", action="store_true", help="go on where the run in folder ended")
@@ -81,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         help="its folder, for the last checkpoint, or one of its checkpoints",
     )
     convert.add_argument("--folder", type=Path, help="of the result; RUN_converted unless given")
-    convert.add_argument("--data", type=Path, help="where data sets lie, for those that need it")
+    _add_data(convert)
     convert.add_argument(
         "--recipe", help="that says in its table convert how, instead of the options below"
     )
@@ -112,9 +107,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="where data sets lie; 'digits' or 'synthetic': other images instead, handwritten "
+        "digits or generated ones, of the same size",
+    )
+
+
 def _train(options: argparse.Namespace) -> None:
     from snnkern import keep_pages
-    from snnkern.training.recipe import SYNTHETIC, Recipe
+    from snnkern.training.recipe import STAND_INS, Recipe
     from snnkern.training.train import train
 
     keep_pages()
@@ -136,8 +141,8 @@ def _train(options: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":
         best = max(history, key=lambda record: record.val_accuracy or 0)
         title = recipe.settings["title"]
-        if options.data == SYNTHETIC:
-            title += " on generated images"
+        if options.data in STAND_INS:
+            title += f" on {options.data} instead"
         print(
             f"{title}: test accuracy {history[-1].val_accuracy:.1%} after "
             f"{len(history)} epochs, best {best.val_accuracy:.1%} after {best.epoch + 1}; "

@@ -1,7 +1,7 @@
 """Datasets, and augmentations of their batches."""
 
 from snnkern.data.corrupted import cifar10_c, cifar100_c
-from snnkern.data.digits import digits
+from snnkern.data.digits import digits, enlarged_digits
 from snnkern.data.images import FORMATS, Format, Images, Samples, Split, loader
 from snnkern.data.nmnist import nmnist
 from snnkern.data.standard import cifar10, cifar100, fashion_mnist, mnist, svhn
@@ -19,6 +19,7 @@ __all__ = [
     "cifar100",
     "cifar100_c",
     "digits",
+    "enlarged_digits",
     "fashion_mnist",
     "loader",
     "mnist",

@@ -62,9 +62,9 @@ def _named(module: Any, base: type) -> dict[str, Any]:
     return {name: kind for name, kind in kinds.items() if issubclass(kind, base)}
 
 
-DATA: Kinds = {name: getattr(data, name) for name in (*data.FORMATS, "synthetic")}
-# --data synthetic: generated images instead of any data set.
-SYNTHETIC = Path("synthetic")
+# What --data may name instead of a folder, and the images that stand in for those of any data set.
+STAND_INS = {Path("digits"): "enlarged_digits", Path("synthetic"): "synthetic"}
+DATA: Kinds = {name: getattr(data, name) for name in (*data.FORMATS, *STAND_INS.values())}
 MODELS: Kinds = {name: getattr(models, name) for name in models.__all__ if name.islower()}
 METHODS: Kinds = {
     kind.__name__: kind
@@ -86,8 +86,6 @@ PARTS: Kinds = {**_named(attacks, Attack), **_named(surrogate, Surrogate)}
 # What a recipe says of ``snnkern.convert``; timesteps stand in its model. And of its batches.
 CONVERT = (*list(inspect.signature(convert).parameters)[3:-2], "batch_size")
 AUTOCAST = {"none": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# The first line of the recipe that a run on generated images keeps.
-GENERATED = "# Made on generated images, --data synthetic, instead of the data set named below."
 KEYS = {
     "title": str,
     "start": str,
@@ -177,14 +175,17 @@ class Recipe:
 
     def text_on(self, folder: Path | None) -> str:
         """What a run on the data in ``folder`` keeps of the recipe; see ``split``."""
-        return f"{GENERATED}\n{self.text}" if folder == SYNTHETIC else self.text
+        if folder not in STAND_INS:
+            return self.text
+        return f"# Made with --data {folder}, instead of the data set named below.\n{self.text}"
 
     def split(self, folder: Path | None = None) -> Split[Samples]:
         """The data.
 
         Args:
-            folder: where data sets lie that do not come with a package; ``Path("synthetic")``
-                gives generated images, of their size, in as many classes.
+            folder: where data sets lie that do not come with a package; ``Path("digits")``
+                gives handwritten digits and ``Path("synthetic")`` generated images instead, of
+                their size, for as many classes.
 
         Raises:
             FileNotFoundError: a file of the data set is missing.
@@ -193,16 +194,16 @@ class Recipe:
         """
         table, given = self.settings["data"], {}
         name = table["name"]
-        if folder == SYNTHETIC and name in data.FORMATS:
+        if folder in STAND_INS and name in data.FORMATS:
             shape, classes = data.FORMATS[name]
             augment = {"augment": table["augment"]} if "augment" in table else {}
-            table = {"name": "synthetic", "shape": list(shape), "classes": classes, **augment}
+            table = {"name": STAND_INS[folder], "shape": list(shape), "classes": classes, **augment}
         elif folder is not None:
             given["folder"] = folder
         elif "folder" in inspect.signature(DATA[name]).parameters and "folder" not in table:
             raise ValueError(
                 f"data.name is {name!r} and the folder with its files is missing, expected "
-                "--data FOLDER, or --data synthetic for generated images instead"
+                "--data FOLDER, or --data digits or synthetic for other images instead"
             )
         split: Split[Samples] = _build("data", table, DATA, **given)
         return split

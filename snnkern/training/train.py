@@ -38,7 +38,7 @@ def train(
     Args:
         recipe: what to train.
         folder: of the run.
-        data: where data sets lie; ``Path("synthetic")`` trains on generated images instead.
+        data: where data sets lie; ``Path("digits")`` and ``Path("synthetic")`` train on others.
         epochs: instead of the recipe's.
         seed: of the weights, the split, the order of the samples and all random choices; instead
             of the recipe's.
