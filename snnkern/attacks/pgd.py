@@ -22,6 +22,8 @@ class PGD(Iterated):
         steps: number of steps.
         random_start: start at ``x`` plus uniform noise of size ``eps``, clipped, instead of at
             ``x``.
+        start_deviation: of normal noise for the random start, instead of the uniform: 0.001 in
+            TRADES (Zhang et al. 2019) and MART (Wang et al. 2020).
         keep: ``"last"``, the image after the last step, as the papers do; ``"best"``, of the
             images on the way one that breaks the sample if there is one, of these that of the
             highest loss.
@@ -30,6 +32,7 @@ class PGD(Iterated):
     step_size: float | None = None
     steps: int = 7
     random_start: bool = True
+    start_deviation: float | None = None
     keep: Keep = field(default="last", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -39,6 +42,13 @@ class PGD(Iterated):
         if self.step_size is not None:
             check_number(f"{name}: step_size", self.step_size, low=0)
         check_int(f"{name}: steps", self.steps, 1)
+        if self.start_deviation is not None:
+            check_number(f"{name}: start_deviation", self.start_deviation, low=0)
+            if not self.random_start:
+                raise ValueError(
+                    f"{name}: start_deviation is {self.start_deviation} and random_start is False, "
+                    "expected None"
+                )
         if self.keep not in ("last", "best"):
             raise ValueError(f"{name}: keep is {self.keep!r}, expected 'last' or 'best'")
 
@@ -57,7 +67,11 @@ class PGD(Iterated):
         return search.end(adversarial)
 
     def start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """A point drawn uniformly from the ball around each image, clipped to ``[0, 1]``."""
+        """A point drawn from the ball around each image, as ``start_deviation`` says."""
+        if self.start_deviation is not None:
+            return self.project(
+                x + self.start_deviation * random_like(x, torch.randn, generator), x
+            )
         if self.norm == "linf":
             noise = random_like(x, torch.rand, generator) * 2 - 1
             return self.project(x + self.eps * noise, x)
