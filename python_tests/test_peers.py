@@ -137,7 +137,7 @@ def trained(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 def survivors(net: nn.Module, images: Tensor, y: Tensor) -> float:
     with torch.no_grad():
-        return (net(images).argmax(1) == y).float().mean().item()
+        return float((net(images).argmax(1) == y).float().mean().item())
 
 
 OURS = ("natural", "robust", "deep", "soft", "convolutional")
@@ -236,7 +236,7 @@ def test_foolbox_attacks_our_models() -> None:
     need("foolbox")
     net, x, y = trained("natural")
     with theirs():
-        import foolbox
+        foolbox: Any = importlib.import_module("foolbox")
 
         model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
         attack = foolbox.attacks.LinfPGD(steps=7, abs_stepsize=0.03)
@@ -281,9 +281,8 @@ def test_models_of_other_libraries_are_attacked(name: str) -> None:
     assert state_of(net, name) is before
 
 
-def state_of(net: nn.Module, name: str) -> Tensor:
-    neuron = net.layers[1] if name == "spikingjelly" else net.neuron  # type: ignore[index]
-    state: Tensor = neuron.v if name == "spikingjelly" else neuron.mem
+def state_of(net: Any, name: str) -> Tensor:
+    state: Tensor = net.layers[1].v if name == "spikingjelly" else net.neuron.mem
     return state
 
 
@@ -293,4 +292,8 @@ def at_rest(net: nn.Module, name: str) -> nn.Module:
         from spikingjelly.activation_based.functional import reset_net
 
         return Stateless(net, reset_net)
-    return Stateless(net, lambda model: model.neuron.reset_mem())  # type: ignore[union-attr, operator]
+
+    def rest(model: Any) -> None:
+        model.neuron.reset_mem()
+
+    return Stateless(net, rest)
