@@ -440,36 +440,53 @@ def test_only_events_are_flipped() -> None:
 
 
 class Counting(nn.Module):
-    """Its answer depends on how often it was asked."""
+    """Its answer depends on how often it was asked, and maybe on chance."""
 
-    def __init__(self, in_place: bool) -> None:
+    def __init__(self, keep: str, noise: float = 0.0) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 3)
-        self.in_place = in_place
+        self.keep = keep
+        self.noise = noise
+        self.membranes: list[Tensor] = []
         self.membrane = torch.zeros(())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.in_place:
-            self.membrane += 1
-        else:
-            self.membrane = self.membrane + 1
-        logits: Tensor = self.linear(x.flatten(1)) * self.membrane
-        return logits
+        self.rest()
 
     def rest(self) -> None:
-        self.membrane = torch.zeros(())
+        if self.keep == "in place":
+            self.membrane.zero_()
+        elif self.keep == "list":
+            self.membranes[:] = [torch.zeros(())]
+        else:
+            self.membrane = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keep == "in place":
+            self.membrane += 1
+        elif self.keep == "list":
+            self.membranes[0] = self.membranes[0] + 1
+        else:
+            self.membrane = self.membrane + 1
+        count = self.membranes[0] if self.keep == "list" else self.membrane
+        noise = self.noise * torch.rand(())
+        logits: Tensor = self.linear(x.flatten(1)) * (count.clone() + noise)
+        return logits
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_a_model_that_carries_state_is_refused_or_put_at_rest(in_place: bool) -> None:
-    model, (x, y) = Counting(in_place), batch(dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"model carries state .* in membrane: expected"):
-        PGD(0.1)(model, x, y)
+@pytest.mark.parametrize("keep", ["in place", "list", "attribute"])
+def test_a_model_that_carries_state_is_refused_or_put_at_rest(keep: str) -> None:
+    x, y = batch(dtype=torch.float32)
+    for noise in (0.0, 1.0):
+        with pytest.raises(ValueError, match=r"model carries state .* in membrane(s\[0\])?: exp"):
+            PGD(0.1)(Counting(keep, noise), x, y)
+    model = Counting(keep)
     model.membrane = membrane = torch.tensor(7.0)
+    model.membranes = membranes = [membrane]
     before = snapshot(model)
     at_rest = Stateless(model, lambda _: model.rest())
     adversarial = PGD(0.1, random_start=False)(at_rest, x, y)
     assert model.membrane is membrane
+    assert model.membranes is membranes
+    assert membranes == [membrane]
     assert membrane == 7
     assert_unchanged(model, before)
     # As if it were asked for the first time, every time.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from snnkern.attacks.chance import global_streams
 
 # By library: the method that puts a layer of neurons at rest.
 RESETS = {"snntorch": "reset_mem", "spikingjelly": "reset"}
@@ -76,13 +78,16 @@ def refuse_state(model: nn.Module) -> Callable[[Tensor], Tensor]:
         if looked:
             return _logits(model, x)
         looked = True
-        before, chance = _tensors(model), torch.random.get_rng_state()
+        streams = global_streams(x.device)
+        before, chance = _tensors(model), [stream.get_state() for stream in streams]
         logits = _logits(model, x)
-        after = _tensors(model)
+        after, chance_after = _tensors(model), [stream.get_state() for stream in streams]
         changed = [name for name in after if not _same(after[name], before.get(name))]
-        if changed and torch.equal(chance, torch.random.get_rng_state()):
+        if changed:  # which need not mean anything: it may only be kept to be looked at
+            _set_states(streams, chance)
             with torch.no_grad():
                 again = _logits(model, x)
+            _set_states(streams, chance_after)
             if not torch.equal(again, logits):
                 raise ValueError(
                     f"model carries state from call to call, in {', '.join(changed[:3])}: expected "
@@ -91,6 +96,11 @@ def refuse_state(model: nn.Module) -> Callable[[Tensor], Tensor]:
         return logits
 
     return call
+
+
+def _set_states(streams: list[torch.Generator], states: list[Tensor]) -> None:
+    for stream, state in zip(streams, states, strict=True):
+        stream.set_state(state)
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -116,23 +126,22 @@ def _resets(model: nn.Module) -> dict[nn.Module, Callable[[], object]]:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module may keep state in: buffers and attributes, of dicts their contents."""
+    """What a module may keep state in: buffers and attributes, of containers their contents."""
     return {
-        name: dict(value) if isinstance(value, dict) else value
+        name: value.copy() if isinstance(value, dict | list) else value
         for name, value in vars(module).items()
         if name not in ("_parameters", "_modules") and not name.endswith("_hooks")
     }
 
 
-def _with_copies(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _with_copies(value)
-        if isinstance(value, dict)
-        else value.clone()
-        if isinstance(value, Tensor)
-        else value
-        for name, value in attributes.items()
-    }
+def _with_copies(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [_with_copies(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _with_copies(part) for name, part in value.items()}
+    return value
 
 
 def _set_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
@@ -140,9 +149,12 @@ def _set_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
     for name in _attributes(module).keys() - attributes.keys():
         del now[name]
     for name, value in attributes.items():
-        if isinstance(value, dict) and isinstance(now.get(name), dict):
-            now[name].clear()
-            now[name].update(value)
+        held = now.get(name)
+        if isinstance(value, dict) and isinstance(held, dict):
+            held.clear()
+            held.update(value)
+        elif isinstance(value, list) and isinstance(held, list):
+            held[:] = value
         else:
             now[name] = value
 
@@ -150,16 +162,20 @@ def _set_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
 def _tensors(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
     """The tensors that a model holds besides its parameters, each with its count of changes."""
     return {
-        ".".join(filter(None, (path, name))): (value, 0 if value.is_inference() else value._version)
+        f"{path}.{name}".removeprefix("."): (value, 0 if value.is_inference() else value._version)
         for path, module in model.named_modules()
-        for holder in (vars(module), *filter(_is_dict, _attributes(module).values()))
-        for name, value in holder.items()
-        if isinstance(value, Tensor)
+        for name, value in _named_tensors(_attributes(module))
     }
 
 
-def _is_dict(value: object) -> bool:
-    return isinstance(value, dict)
+def _named_tensors(container: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in container.items():
+        if isinstance(value, Tensor):
+            yield str(name), value
+        elif isinstance(value, dict):
+            yield from _named_tensors(value)
+        elif isinstance(value, list | tuple):
+            yield from _named_tensors({f"{name}[{i}]": part for i, part in enumerate(value)})
 
 
 def _same(one: tuple[Tensor, int], other: tuple[Tensor, int] | None) -> bool:
