@@ -258,7 +258,7 @@ def test_the_attack_goes_the_way_of_the_objective(kind: Any) -> None:
     for divergence in ("kl", "reverse-kl"):
         next(kind(0.3, divergence=divergence).losses(model.eval(), x, y, Memory.seeded(0)))
         found.append(seen[-1])
-        steps: dict[str, Any] = {"steps": 10, "start_deviation": 0.001}
+        steps = {"steps": 10, "start_deviation": 0.001}
         attack = (
             PGD(0.3, loss=divergence, **steps) if kind is TRADES else RFGSM(0.3, loss=divergence)
         )
