@@ -132,6 +132,22 @@ def test_it_repeats_with_a_generator(name: str) -> None:
     assert name not in CERTAIN or torch.equal(other, first)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", KINDS)
+def test_it_runs_on_a_gpu(name: str) -> None:
+    x, y = (t.cuda() for t in batch())
+    net, attack = tiny_net().cuda(), KINDS[name](0.1)
+    before = torch.cuda.get_rng_state()
+    first, second = (attack(net, x, y, torch.Generator("cuda").manual_seed(3)) for _ in range(2))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert_same_bits(first.cpu(), second.cpu())
+    assert first.device == x.device
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert name == "GN" or (first.double() - x.double()).abs().max() <= 0.1
+
+
 @EVERY_KIND
 def test_the_callers_tensors_stay(kind: Callable[[float], Attack]) -> None:
     x, y = batch()

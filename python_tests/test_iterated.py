@@ -277,6 +277,22 @@ def test_chance_inside_the_model_follows_the_generator(attack: Attack) -> None:
     assert torch.equal(torch.random.get_rng_state(), torch.random.manual_seed(4).get_state())
 
 
+def test_an_evaluation_repeats_where_there_is_chance() -> None:
+    net, (x, y) = stochastic_net(), batch(dtype=torch.float32)
+    before = torch.random.get_rng_state()
+    attacks: dict[str, Attack] = {"pgd": PGD(0.2)}
+    first, second, other = (
+        evaluate(net, [(x, y)], attacks, seed=seed, progress=False) for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for name in ("clean", "pgd"):
+        assert torch.equal(first.predictions[name], second.predictions[name])
+    assert any(
+        not torch.equal(first.predictions[name], other.predictions[name])
+        for name in ("clean", "pgd")
+    )
+
+
 def test_a_certain_model_takes_nothing_from_the_generator() -> None:
     chance, (x, y) = generator(), batch(dtype=torch.float32)
     FGSM(0.2)(tiny_net(), x, y, chance)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from snnkern.attacks.chance import global_streams
 
 # By library: the method that puts a layer of neurons at rest.
 RESETS = {"snntorch": "reset_mem", "spikingjelly": "reset"}
+# What every module has, and no state is in.
+NO_STATE = vars(nn.Module()).keys() - {"_buffers"}
 
 
 class Stateless(nn.Module):
@@ -116,13 +119,19 @@ def _resets(model: nn.Module) -> dict[nn.Module, Callable[[], object]]:
     if isinstance(model, Stateless):
         return {}
     found: dict[nn.Module, Callable[[], object]] = {}
-    for kind in type(model).__mro__:
-        reset = getattr(model, RESETS.get(kind.__module__.partition(".")[0], ""), None)
-        if callable(reset):
-            found[model] = reset
+    kind: Any = type(model)
+    name = _reset_name(kind)
+    if name is not None:
+        found[model] = getattr(model, name)
     for part in model.children():
         found |= _resets(part)
     return found
+
+
+@cache
+def _reset_name(kind: type[Any]) -> str | None:
+    names = (RESETS.get(base.__module__.partition(".")[0]) for base in kind.__mro__)
+    return next((name for name in names if name and hasattr(kind, name)), None)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -130,7 +139,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {
         name: value.copy() if isinstance(value, dict | list) else value
         for name, value in vars(module).items()
-        if name not in ("_parameters", "_modules") and not name.endswith("_hooks")
+        if name not in NO_STATE
     }
 
 
@@ -161,21 +170,23 @@ def _set_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
 
 def _tensors(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
     """The tensors that a model holds besides its parameters, each with its count of changes."""
-    return {
-        f"{path}.{name}".removeprefix("."): (value, 0 if value.is_inference() else value._version)
-        for path, module in model.named_modules()
-        for name, value in _named_tensors(_attributes(module))
-    }
+    found: dict[str, tuple[Tensor, int]] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in NO_STATE:
+                _add_tensors(found, f"{path}.{name}" if path else name, value)
+    return found
 
 
-def _named_tensors(container: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
-    for name, value in container.items():
-        if isinstance(value, Tensor):
-            yield str(name), value
-        elif isinstance(value, dict):
-            yield from _named_tensors(value)
-        elif isinstance(value, list | tuple):
-            yield from _named_tensors({f"{name}[{i}]": part for i, part in enumerate(value)})
+def _add_tensors(found: dict[str, tuple[Tensor, int]], name: str, value: object) -> None:
+    if isinstance(value, Tensor):
+        found[name] = value, 0 if value.is_inference() else value._version
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            _add_tensors(found, f"{name}[{key!r}]", part)
+    elif isinstance(value, list | tuple):
+        for key, part in enumerate(value):
+            _add_tensors(found, f"{name}[{key}]", part)
 
 
 def _same(one: tuple[Tensor, int], other: tuple[Tensor, int] | None) -> bool:
