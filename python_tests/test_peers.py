@@ -236,7 +236,7 @@ def test_foolbox_attacks_our_models() -> None:
     need("foolbox")
     net, x, y = trained("natural")
     with theirs():
-        foolbox: Any = importlib.import_module("foolbox")
+        import foolbox
 
         model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
         attack = foolbox.attacks.LinfPGD(steps=7, abs_stepsize=0.03)

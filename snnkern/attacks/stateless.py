@@ -85,15 +85,16 @@ def refuse_state(model: nn.Module) -> Callable[[Tensor], Tensor]:
         before, chance = _tensors(model), [stream.get_state() for stream in streams]
         logits = _logits(model, x)
         after, chance_after = _tensors(model), [stream.get_state() for stream in streams]
-        changed = [name for name in after if not _same(after[name], before.get(name))]
-        if changed:  # which need not mean anything: it may only be kept to be looked at
+        known = {(id(tensor), version) for tensor, version in before.values()}
+        left = [name for name, (t, version) in after.items() if (id(t), version) not in known]
+        if left:  # which need not mean anything: it may only be kept to be looked at
             _set_states(streams, chance)
             with torch.no_grad():
                 again = _logits(model, x)
             _set_states(streams, chance_after)
             if not torch.equal(again, logits):
                 raise ValueError(
-                    f"model carries state from call to call, in {', '.join(changed[:3])}: expected "
+                    f"model carries state from call to call, in {', '.join(left[:3])}: expected "
                     "one that starts from rest, such as snnkern.attacks.Stateless(model, reset)"
                 )
         return logits
@@ -187,7 +188,3 @@ def _add_tensors(found: dict[str, tuple[Tensor, int]], name: str, value: object)
     elif isinstance(value, list | tuple):
         for key, part in enumerate(value):
             _add_tensors(found, f"{name}[{key}]", part)
-
-
-def _same(one: tuple[Tensor, int], other: tuple[Tensor, int] | None) -> bool:
-    return other is not None and one[0] is other[0] and one[1] == other[1]
