@@ -31,7 +31,15 @@ from snnkern import functional
 from snnkern.certify import bounds, crown, first, ibp, published
 from snnkern.functional import lif
 from snnkern.models import Normalize, SpikingNetwork, fc_net
-from snnkern.nn import LIF, MeanReadout, NormLIF, SharedDropout, TimeDistributed, packed
+from snnkern.nn import (
+    LIF,
+    MeanReadout,
+    NormLIF,
+    Residual,
+    SharedDropout,
+    TimeDistributed,
+    packed,
+)
 from snnkern.reference import Interval
 from snnkern.surrogate import Rectangle
 
@@ -205,6 +213,46 @@ def test_bounds_hold_through_norms_pooling_and_convolutions(seed: int, norm: boo
         assert (bound.double() <= found).all()
         point = bounds(net, x, x, y, method).double()
         assert_within(point, margins_of(net, x[:, None], y)[:, 0].detach(), 1e-3)
+
+
+def residual_net(seed: int, weighted: bool, first: bool) -> SpikingNetwork:
+    """Blocks whose branches are added up; ``first``: the image itself goes past one of them."""
+    torch.manual_seed(seed)
+    neuron: dict[str, Any] = {"leak": 0.5, "threshold": 0.4, "reset": ("hard", "soft")[seed % 2]}
+
+    def conv(inputs: int) -> TimeDistributed:
+        return TimeDistributed(nn.Conv2d(inputs, 3, 3, padding=1))
+
+    branch = nn.Sequential(conv(2 if first else 3), LIF(**neuron), conv(3), NormLIF(3, **neuron))
+    shortcut = nn.Sequential(conv(2 if first else 3)) if first or seed % 3 else None
+    block = Residual(branch, shortcut, weighted=weighted)
+    start = [] if first else [conv(2), LIF(**neuron)]
+    plain = Residual(TimeDistributed(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))))
+    end = [TimeDistributed(nn.Flatten()), TimeDistributed(nn.Linear(48, CLASSES))]
+    layers = nn.Sequential(*start, block, LIF(**neuron), plain, LIF(**neuron), *end)
+    net = SpikingNetwork(3, Normalize([0.3, 0.5], [0.5, 0.3]), layers, MeanReadout())
+    if weighted:
+        with torch.no_grad():
+            block.get_parameter("branch_weights").copy_(torch.tensor([0.7, -0.6]))
+    return net.eval()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_bounds_hold_through_residual_sums(weighted: bool, first: bool) -> None:
+    for seed in range(6):
+        net = residual_net(seed, weighted, first)
+        x = torch.rand(2, 2, 4, 4)
+        radius = 0.01 * (torch.rand_like(x) < 0.5)
+        lower, upper = (x - radius).clamp(0, 1), (x + radius).clamp(0, 1)
+        y = torch.arange(2) % CLASSES
+        found = margins_of(net, sample(lower, upper, 300, seed), y).amin(1)
+        for method in ("ibp", "crown", "best"):
+            bound = bounds(net, lower, upper, y, method)
+            assert bound.isfinite().all()
+            assert (bound.double() <= found).all()
+            point = bounds(net, x, x, y, method).double()
+            assert_within(point, margins_of(net, x[:, None], y)[:, 0].detach(), 1e-3)
 
 
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from snnkern import functional, reference
 from snnkern.autograd import is_constant
 from snnkern.certify import first, ibp, published
-from snnkern.nn import LIF, NormLIF, TimeDistributed
+from snnkern.nn import LIF, NormLIF, Residual, TimeDistributed
 from snnkern.reference import Interval
 
 # Numbers that the rows of one chunk may have in a layer.
@@ -243,6 +243,30 @@ def _chain(modules: list[nn.Module], box: Interval, options: Options) -> Traced:
     return Traced(box, back, widest)
 
 
+def _residual(module: Residual, box: Interval, options: Options) -> Traced:
+    parts = [trace(part, box, options) for part in (module.shortcut, module.branch)]
+    factors = [1.0, 1.0]
+    if module.branch_weights is not None:
+        factors = [weight.item() for weight in module.branch_weights]
+    unit = torch.finfo(box.lower.dtype).eps
+    reach = _reach(box)
+    past, through = (abs(w) * _reach(part.box) for w, part in zip(factors, parts, strict=True))
+
+    def back(rows: Tensor) -> tuple[Tensor, Tensor]:
+        found = [part.back(factor * rows) for factor, part in zip(factors, parts, strict=True)]
+        bias = _down(found[0][1]) + _down(found[1][1])
+        lines = [line.double() for line, _ in found]
+        sizes = [line.abs() for line in lines]
+        if lines[0].shape[1] != lines[1].shape[1]:  # one of them is summed over time
+            lines, sizes = ([t.sum(1, keepdim=True) for t in ts] for ts in (lines, sizes))
+        size = sizes[0] + sizes[1]
+        slack = 4 * unit * _weigh(rows.abs(), (past + through).expand(rows.shape[1:]))
+        slack = slack + len(reach) * 2 * unit * _weigh(size, reach[: size.shape[1]])
+        return (lines[0] + lines[1]).to(rows.dtype), bias - slack
+
+    return Traced(ibp.propagate(module, box), back, max(part.width for part in parts))
+
+
 def trace(module: nn.Module, box: Interval, options: Options) -> Traced:
     """The bounds of ``module`` forward, and its way back.
 
@@ -253,6 +277,8 @@ def trace(module: nn.Module, box: Interval, options: Options) -> Traced:
         return _chain(list(module), box, options)
     if ibp.runs_as(module, TimeDistributed):
         return _time_distributed(module, box, options)
+    if ibp.runs_as(module, Residual):
+        return _residual(module, box, options)
     if ibp.runs_as(module, LIF) or ibp.runs_as(module, NormLIF):
         return _neurons(module, box, options)
     return _shape_only(module, box, options)

@@ -25,6 +25,7 @@ from snnkern.nn import (
     Direct,
     MeanReadout,
     NormLIF,
+    Residual,
     SharedDropout,
     SumReadout,
     TimeDistributed,
@@ -224,6 +225,17 @@ def interval_lif(layer: LIF, box: Interval) -> Interval:
     return Interval(*functional.interval_lif(box.lower, box.upper, **options))
 
 
+def _residual(module: Residual, box: Interval) -> Interval:
+    """Products and sums of two numbers are monotone in floating point."""
+    parts = [propagate(module.shortcut, box), propagate(module.branch, box)]
+    if module.branch_weights is not None:
+        for number, weight in enumerate(module.branch_weights):
+            ends = [weight * end for end in parts[number]]
+            parts[number] = Interval(torch.minimum(*ends), torch.maximum(*ends))
+    past, through = parts
+    return Interval(past.lower + through.lower, past.upper + through.upper)
+
+
 def _time_distributed(module: TimeDistributed, box: Interval) -> Interval:
     timesteps = box.lower.shape[0]
     if timesteps > 1 and box.lower.stride(0) == 0 and box.upper.stride(0) == 0:
@@ -302,6 +314,7 @@ RULES: dict[type[nn.Module], Rule] = {
     Normalize: lambda module, box: box.map(module),
     Direct: lambda module, box: box.map(module),
     TimeDistributed: _time_distributed,
+    Residual: _residual,
     LIF: interval_lif,
     NormLIF: interval_lif,
 }
