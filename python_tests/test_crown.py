@@ -332,6 +332,34 @@ def test_every_part_closes_some_of_the_gap() -> None:
     assert gaps["tight"] < 0.75 * gaps["best"]
 
 
+def test_layers_without_a_rule_are_refused() -> None:
+    """Square ones among them, for which nothing else would notice."""
+    x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    flat, last = TimeDistributed(nn.Flatten()), TimeDistributed(nn.Linear(4, CLASSES))
+    within: dict[str, nn.Module] = {
+        "Normalize": TimeDistributed(Normalize([0.3], [0.5])),
+        "BatchNorm1d that sees a tensor of 3": nn.BatchNorm1d(2).eval(),
+    }
+    for name, layer in within.items():
+        order = [layer, flat] if name == "Normalize" else [flat, layer]
+        layers = nn.Sequential(*order, LIF(0.5, 0.5), last)
+        net = SpikingNetwork(2, Normalize([0.0], [1.0]), layers, MeanReadout())
+        with pytest.raises(TypeError, match=name):
+            bounds(net, x - 0.01, x + 0.01, y, "crown")
+
+
+def test_a_linear_layer_needs_no_container() -> None:
+    torch.manual_seed(0)
+    layers = [TimeDistributed(nn.Flatten()), nn.Linear(4, 4), LIF(0.5, 0.3), nn.Linear(4, 4)]
+    last = [LIF(0.5, 0.3), TimeDistributed(nn.Linear(4, CLASSES))]
+    net = SpikingNetwork(3, Normalize([0.0], [1.0]), nn.Sequential(*layers, *last), MeanReadout())
+    x, y = torch.rand(3, 1, 2, 2), torch.arange(3)
+    lower, upper = x - 0.1, x + 0.1
+    found = margins_of(net.eval(), sample(lower, upper, 500, 0), y).amin(1)
+    for method in ("ibp", "crown"):
+        assert (bounds(net, lower, upper, y, method).double() <= found).all()
+
+
 # The first neurons of a constant current
 
 

@@ -86,9 +86,15 @@ def _reach(box: Interval) -> Tensor:
     return torch.maximum(box.lower.abs(), box.upper.abs())
 
 
-def _shape_only(module: nn.Module, box: Interval, options: Options) -> Traced:
+def _shape_only(module: nn.Module, box: Interval) -> Traced:
     """Of modules that move numbers and change none."""
     after = ibp.propagate(module, box)
+    inner = module.module if isinstance(module, TimeDistributed) else module
+    if not any(ibp.runs_as(inner, kind) for kind in ibp.SHAPE_ONLY):
+        raise TypeError(
+            f"model holds a {type(inner).__name__} where S-CROWN has no rule for it; expected it "
+            "in a TimeDistributed, or method='ibp'"
+        )
 
     def back(rows: Tensor) -> tuple[Tensor, Tensor]:
         before = (*rows.shape[:2], *box.lower.shape[1:])
@@ -103,7 +109,7 @@ def _time_distributed(module: TimeDistributed, box: Interval, options: Options) 
     for kind, describe in ibp.AFFINE.items():
         if ibp.runs_as(module.module, kind):
             return _affine(module, describe(module.module), box, options)
-    return _shape_only(module, box, options)
+    return _shape_only(module, box)
 
 
 def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Options) -> Traced:
@@ -281,7 +287,9 @@ def trace(module: nn.Module, box: Interval, options: Options) -> Traced:
         return _residual(module, box, options)
     if ibp.runs_as(module, LIF) or ibp.runs_as(module, NormLIF):
         return _neurons(module, box, options)
-    return _shape_only(module, box, options)
+    if isinstance(module, nn.Linear):  # the same along time as by itself
+        return _time_distributed(TimeDistributed(module), box, options)
+    return _shape_only(module, box)
 
 
 def least_in_box(rows: Tensor, box: Interval, options: Options) -> Tensor:

@@ -106,17 +106,17 @@ def margins(
         raise TypeError(
             f"model has a {type(model.layers).__name__} of layers, expected nn.Sequential"
         )
-    double = copy.deepcopy(model).double().eval().requires_grad_(False)
+    double = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     found = []
     rows = tqdm(range(len(y)), desc="exact", unit="image", disable=not progress)
     with torch.no_grad(), evaluation_mode(model):
         for n in rows:
             part = slice(n, n + 1)
-            box = Interval(lower[part].double(), upper[part].double())
+            box = Interval(lower[part].cpu().double(), upper[part].cpu().double())
             chosen = None if wanted is None else wanted[n]
-            solved = _of_image(model, double, box, y[part], chosen, time_limit)
+            solved = _of_image(model, double, box, y[part].cpu(), chosen, time_limit)
             found.append(solved._replace(inputs=solved.inputs.to(lower.dtype)))
-    return Exact(*(torch.stack(parts) for parts in zip(*found, strict=True)))
+    return Exact(*(torch.stack(parts).to(lower.device) for parts in zip(*found, strict=True)))
 
 
 def _of_image(
@@ -143,7 +143,7 @@ def _of_image(
     lowest = torch.full((len(others),), math.inf, dtype=torch.float64)
     reached = lowest.clone()
     images = box.lower.expand(len(others), *box.lower.shape[1:]).clone()
-    own = next(model.parameters()).dtype
+    own = next(model.parameters())
     for k, other in enumerate(others.tolist()):
         if wanted is not None and not bool(wanted[k]):
             continue
@@ -155,7 +155,7 @@ def _of_image(
                 continue
             image = torch.from_numpy(point).view(box.lower.shape).maximum(box.lower)
             image = image.minimum(box.upper)
-            logits = model(image.to(own))[0].double()
+            logits = model(image.to(own))[0].cpu().double()
             margin = (logits[y] - logits[other]).squeeze(0)
             if margin < reached[k]:
                 reached[k], images[k] = margin, image[0]
@@ -174,6 +174,11 @@ def _written_down(
     seen = ibp.propagate(net.encoder, ibp.propagate(net.normalize, box))
     for layer in inputs.flattened(layers):
         if not (ibp.runs_as(layer, LIF) or ibp.runs_as(layer, NormLIF)):
+            if any(isinstance(part, LIF) for part in layer.modules()):
+                raise TypeError(
+                    f"model holds a {type(layer).__name__} with neurons in it, expected layers one "
+                    "after the other"
+                )
             parts.append(layer.module if isinstance(layer, TimeDistributed) else _one_step(layer))
             seen = ibp.propagate(layer, seen)
             continue

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from snnkern import functional
+from snnkern.autograd import is_constant
 from snnkern.certify import first, published
 from snnkern.models import Normalize
 from snnkern.nn import (
@@ -147,7 +148,16 @@ def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
         scale = scale * module.weight.abs()
     bias = (mean * scale).abs() + (0.0 if module.bias is None else module.bias.abs())
     channel = (1, -1) if isinstance(module, nn.BatchNorm1d) else (1, -1, 1, 1)
-    return Affine(module, lambda t: t * scale.view(channel), bias.view(channel), 4, 1)
+
+    def magnitude(t: Tensor) -> Tensor:
+        if t.dim() != len(channel):
+            raise TypeError(
+                f"model holds a {type(module).__name__} that sees a tensor of {t.dim()} "
+                f"dimensions, expected {len(channel)}, within a TimeDistributed"
+            )
+        return t * scale.view(channel)
+
+    return Affine(module, magnitude, bias.view(channel), 4, 1)
 
 
 AFFINE: dict[type[nn.Module], Callable[[Any], Affine]] = {
@@ -178,8 +188,12 @@ def scale_and_shift(layer: NormLIF) -> tuple[Tensor, Tensor]:
 def scaled(layer: NormLIF, box: Interval) -> Interval:
     """Bounds of what its neurons see: scaling and shifting are monotone in floating point."""
     scale, shift = (t.view(-1, *(1,) * (box.lower.dim() - 3)) for t in scale_and_shift(layer))
+    timesteps = len(box.lower)
+    if is_constant(box.lower) and is_constant(box.upper):
+        box = box.map(lambda t: t[:1])
     ends = box.map(lambda t: scale * t + shift)
-    return Interval(torch.minimum(*ends), torch.maximum(*ends))
+    box = Interval(torch.minimum(*ends), torch.maximum(*ends))
+    return box.map(lambda t: t.expand(timesteps, *t.shape[1:]))
 
 
 def neuron_options(layer: LIF) -> dict[str, Any]:
@@ -300,6 +314,8 @@ def _budgeted(module: Budgeted, box: Interval) -> Interval:
     )
 
 
+# Modules that move numbers and, in evaluation mode, change none.
+SHAPE_ONLY = (nn.Flatten, nn.Identity, nn.Dropout, SharedDropout)
 Rule = Callable[..., Interval]
 RULES: dict[type[nn.Module], Rule] = {
     **{

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from snnkern import reference
 from snnkern.certify import ibp
 from snnkern.certify.crown import Least
-from snnkern.nn import RateCoding, SharedDropout, TimeDistributed
+from snnkern.nn import RateCoding, TimeDistributed
 from snnkern.reference import Interval
 
 
@@ -73,10 +73,7 @@ def with_flips(
     flat = flattened(layers)
     for number, layer in enumerate(flat):
         inner = layer.module if isinstance(layer, TimeDistributed) else layer
-        if any(
-            ibp.runs_as(inner, kind)
-            for kind in (nn.Flatten, nn.Identity, nn.Dropout, SharedDropout)
-        ):
+        if any(ibp.runs_as(inner, kind) for kind in ibp.SHAPE_ONLY):
             spikes, free = (ibp.propagate(layer, Interval(t, t)).lower for t in (spikes, free))
         elif isinstance(layer, TimeDistributed) and ibp.counts_flips(inner):
             return [*flat[:number], ibp.Budgeted(inner, spikes, free, flips), *flat[number + 1 :]]
