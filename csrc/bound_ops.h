@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor> relax_lif_op(const Tensor& rows, const Tensor& v_lowe
                                         const Tensor& v_upper, const Tensor& decay,
                                         const Tensor& threshold, double v_init, int64_t reset,
                                         double v_reset, bool strict, int64_t slope,
-                                        const OptionalTensor& slopes) {
+                                        const OptionalTensor& slopes, const OptionalTensor& after) {
   const Device device(v_lower);
   const StepLayout layout(v_lower);
   const ScalarType dtype = v_lower.scalar_type();
@@ -179,6 +179,14 @@ std::tuple<Tensor, Tensor> relax_lif_op(const Tensor& rows, const Tensor& v_lowe
                     "snnkern: slopes need the dtype and shape of the rows");
     given = stacked(*slopes, layout, timesteps, dtype, v_lower, true);
   }
+  OptionalTensor final;
+  if (after) {
+    STD_TORCH_CHECK(after->scalar_type() == dtype && layout.has_shape_of(*after, 1) &&
+                        after->size(0) == rows.size(0),
+                    "snnkern: weights of the membrane after need the dtype and shape of a step of "
+                    "the rows");
+    final = stacked(torch::stable::unsqueeze(*after, 1), layout, 1, dtype, v_lower, true);
+  }
   const Tensor lines = stacked(rows, layout, timesteps, dtype, v_lower, false);
   const Tensor biases = stacked(rows, layout, 1, ScalarType::Double, v_lower, false);
   const Tensor bias = torch::stable::select(biases, 1, 0);
@@ -191,6 +199,7 @@ std::tuple<Tensor, Tensor> relax_lif_op(const Tensor& rows, const Tensor& v_lowe
         rows.size(0),
         static_cast<Slope>(slope),
         static_cast<const F*>(weights.const_data_ptr()),
+        data_or_null<F>(final),
         data_or_null<F>(given),
         static_cast<F*>(lines.mutable_data_ptr()),
         static_cast<double*>(biases.mutable_data_ptr()),

@@ -49,6 +49,7 @@ struct Relaxation {
   std::int64_t rows;
   Slope slope;
   const F* weights;  // [rows, timesteps, neurons]
+  const F* after;    // [rows, neurons], of the membrane after the last step, or null: none
   const F* slopes;   // the same, or null: not given
   F* lines;          // [rows, timesteps, neurons]
   double* bias;      // [rows, neurons]

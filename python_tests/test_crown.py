@@ -332,6 +332,36 @@ def test_every_part_closes_some_of_the_gap() -> None:
     assert gaps["tight"] < 0.75 * gaps["best"]
 
 
+def test_membranes_bounded_by_rows_tighten_the_margins() -> None:
+    gain = 0.0
+    for seed in range(6):
+        net, x, y = random_net(seed, 6, 10, 8, 3, reset=("soft", "hard")[seed % 3 == 2])
+        box = Interval(x - 0.03, x + 0.03).map(lambda t: t.expand(3, *t.shape))
+        found = margins_of(net, sample(x - 0.03, x + 0.03, 1000, seed), y).amin(1).detach()
+        with torch.no_grad():
+            plain = crown.totals(layers_of(net), box, y) / 3
+            tight = crown.totals(layers_of(net), box, y, crown.Options(membranes=True)) / 3
+        assert (tight <= found).all()
+        gain += (tight - plain).sum().item()
+    assert gain > 0.5
+
+
+def forget_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = crown._by_rows
+
+    def broken(neuron: dict[str, Any], box: Interval, before: crown.Backward) -> Any:
+        return right(neuron | {"leak": 0.0}, box, before)
+
+    monkeypatch.setattr(crown, "_by_rows", broken)
+
+
+def test_membranes_that_forget_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_the_past(monkeypatch)
+    monkeypatch.setattr(crown, "STEPS", 2)
+    cases = (replace(case, shape=("fc", "conv")[n % 2]) for n, case in enumerate(SEARCHED))
+    assert any(excess(case, method="tight") > 0 for case in cases)
+
+
 def test_layers_without_a_rule_are_refused() -> None:
     """Square ones among them, for which nothing else would notice."""
     x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])

@@ -63,7 +63,7 @@ SCHEMAS = {
     "int surrogate, float[] surrogate_args, bool normalized, bool parameter_gradients) -> "
     "(Tensor grad_lower, Tensor grad_upper, Tensor grad_decay, Tensor grad_threshold)",
     "relax_lif": f"(Tensor rows, Tensor v_lower, Tensor v_upper, {BOUNDED}, int slope, "
-    "Tensor? slopes) -> (Tensor lines, Tensor bias)",
+    "Tensor? slopes, Tensor? after) -> (Tensor lines, Tensor bias)",
 }
 # Compiled for the CPU; on a GPU the reference runs.
 WITHOUT_GPU_KERNEL = ("interval_lif_forward", "interval_lif_backward", "relax_lif")

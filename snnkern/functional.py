@@ -822,6 +822,7 @@ def relax_lif(
     strict: bool = False,
     slope: Slope | Tensor = "edge",
     mix: Tensor | None = None,
+    after: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A linear function of the currents below one of the spikes: S-CROWN's step through neurons.
@@ -850,6 +851,8 @@ def relax_lif(
             lower hull; ``"paper"``: eq. 8 and 10; or slopes like ``rows``. Any of them is sound.
         mix: shares like ``rows``, in place of ``slope``: 0 for the left edge of the hull, 1 for the
             right one, where it has two. Sound beyond as well.
+        after: weights ``[R, N, ...]`` of the membrane that would come after the last step, but for
+            the current and the rounding of that step.
         backend: see ``interval_lif``. Gradients are those of the reference.
 
     Returns:
@@ -869,7 +872,7 @@ def relax_lif(
     if slopes is None and slope not in ("edge", "paper"):
         raise ValueError(f"slope is {slope!r}, expected 'edge', 'paper' or a tensor like rows")
     given = "slope" if mix is None else "mix"
-    for name, value in (("rows", rows), (given, slopes)):
+    for name, value in (("rows", rows), (given, slopes), ("after", after)):
         if value is not None and (value.dtype, value.device) != (v_lower.dtype, v_lower.device):
             raise TypeError(
                 f"{name} is {value.dtype} on {value.device}, expected {v_lower.dtype} on "
@@ -881,13 +884,15 @@ def relax_lif(
         )
     if slopes is not None and slopes.shape != rows.shape:
         raise ValueError(f"{given} has shape {list(slopes.shape)}, expected {list(rows.shape)}")
+    if after is not None and after.shape != rows[:, 0].shape:
+        raise ValueError(f"after has shape {list(after.shape)}, expected {list(rows[:, 0].shape)}")
     neurons = _bounded_neurons(v_lower, leak, threshold, reset, v_reset, v_init, strict)
     if mix is not None:
         kind = reference.MIXED
     else:
         kind = reference.GIVEN if slopes is not None else reference.SLOPES.index(str(slope))
     overload = _bounds_overload(backend, v_lower)
-    inputs = (rows, v_lower, v_upper, *neurons, kind, slopes)
+    inputs = (rows, v_lower, v_upper, *neurons, kind, slopes, after)
     tensors = (t for t in inputs if isinstance(t, Tensor))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return reference.relaxed(*inputs)

@@ -824,12 +824,13 @@ def relaxed(
     strict: bool,
     slope: int,
     slopes: Tensor | None,
+    after: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``relax_lif`` as a function that autograd can differentiate."""
     neuron = _bounded_neuron(v_lower, decay, threshold, reset, v_reset, strict)
     unit = torch.finfo(v_lower.dtype).eps / 2
     decay, threshold = neuron.decay.double(), neuron.threshold.double()
-    after = torch.zeros_like(rows[:, 0])
+    after = torch.zeros_like(rows[:, 0]) if after is None else after
     bias = torch.zeros_like(after, dtype=torch.float64)
     lines: list[Tensor] = []
     rest = threshold + abs(v_reset)
@@ -921,13 +922,15 @@ def relax_lif(
     strict: bool,
     slope: int,
     slopes: Tensor | None,
+    after: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """S-CROWN's step backward through fire and reset, over all time steps, for a stack of rows.
 
     ``rows[r, t]`` weighs the spikes of step t. Given is a function below them all: for spikes s and
     currents x of neurons whose membranes stay within ``v_lower`` and ``v_upper``, as computed,
     ``sum(rows[r] * s) >= sum(lines[r] * x) + sum(bias[r])``, rounding errors of the neurons and of
-    this included. ``bias`` is float64, one per neuron.
+    this included. ``bias`` is float64, one per neuron. ``after`` ``[R, N, ...]`` weighs the
+    membrane that would come after the last step, without the current and the rounding of that step.
 
     What a step carries on and what it fires are both functions of its one membrane; a line lies
     below their weighted sum where it does so at the ends of its two affine pieces, whatever its
@@ -936,7 +939,18 @@ def relax_lif(
     hull, with ``slopes`` as the share of the right one.
     """
     lines, bias = relaxed(
-        rows, v_lower, v_upper, decay, threshold, v_init, reset, v_reset, strict, slope, slopes
+        rows,
+        v_lower,
+        v_upper,
+        decay,
+        threshold,
+        v_init,
+        reset,
+        v_reset,
+        strict,
+        slope,
+        slopes,
+        after,
     )
     return (
         empty_rows(rows, v_lower, rows.dtype).copy_(lines),

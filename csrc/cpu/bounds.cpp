@@ -260,7 +260,7 @@ void relax(const Relaxation<F>& p, const Tiling& tiling, std::int64_t first, std
     with_neurons(p.dynamics, begin, n, size, rows.take(Neurons<F, false>::kRows),
                  [&]<Reset kReset>(Constant<kReset>, const auto& own) {
                    with_slope(p.slope, [&]<Slope kSlope>(Constant<kSlope>) {
-                     const F* after = nothing;
+                     const F* after = p.after ? p.after + row * neurons + begin : nothing;
                      for (std::int64_t t = T - 1; t >= 0; --t) {
                        const std::int64_t at = (row * T + t) * neurons + begin;
                        line_row<kReset, kSlope>(

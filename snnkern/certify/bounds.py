@@ -41,8 +41,9 @@ def bounds(
         method: ``"ibp"``: S-IBP, Liang et al. 2022; ``"crown"``: S-CROWN, with one line for what a
             neuron fires and carries on together instead of their eq. 8 and 10; ``"best"``: the
             best of these, and of S-CROWN with the slopes of eq. 8 and 10, for every margin;
-            ``"tight"``: the same, and S-CROWN with slopes that are optimised, 100 times as long. In
-            all of them the first neurons of a constant input are exact, where they are reset to 0.
+            ``"tight"``: the same, and S-CROWN with slopes that are optimised and, in small layers,
+            membranes that it bounds as well, 100 times as long. In all of them the first neurons of
+            a constant input are exact, where they are reset to 0.
         draws: of the encoder of a network with rate coding, ``[T, N, C, H, W]``, as
             ``snnkern.functional.encode`` takes them. The bounds are those for these draws alone.
 
@@ -187,7 +188,7 @@ def _margins(
         paper = crown.WITH_SLOPES_OF_THE_PAPER
         found.append(_by_crown(layers, model.readout, box, y, paper, least))
     if method == "tight":
-        optimised = crown.Options(slopes=crown.Slopes())
+        optimised = crown.Options(slopes=crown.Slopes(), membranes=True)
         found.append(_by_crown(layers, model.readout, box, y, optimised, least))
     return torch.stack(found).amax(0)
 
@@ -206,10 +207,7 @@ def _by_crown(
     if ibp.counts_spikes(layers):  # whole numbers, which the network divides as well
         return total.ceil().to(dtype) / divisor
     exact = total / divisor
-    exact = exact - 2.0**-50 * exact.abs()
-    rounded = exact.to(dtype)
-    down = torch.nextafter(rounded, torch.full_like(rounded, -math.inf))
-    return torch.where(rounded.double() > exact, down, rounded)
+    return crown.round_down(exact - 2.0**-50 * exact.abs(), dtype)
 
 
 def _refuse_reduced_precision(device: torch.device) -> None:

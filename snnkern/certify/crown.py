@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Slopes:
 
     def __init__(self) -> None:
         self.values: dict[object, Tensor] = {}
+        self.in_use = False
 
     def of(self, layer: object, start: Tensor) -> Tensor:
         """Those of a layer, which begin as ``start``."""
@@ -56,12 +57,14 @@ class Options(NamedTuple):
         exact_first: know the spike trains of the first neurons of a constant input.
         once_over_time: minimise a constant input once, and not step by step.
         slopes: to be optimised.
+        membranes: bound those of small hidden layers by S-CROWN too, not by S-IBP alone.
     """
 
     slope: Literal["edge", "paper"] = "edge"
     exact_first: bool = True
     once_over_time: bool = True
     slopes: Slopes | None = None
+    membranes: bool = False
 
 
 class Traced(NamedTuple):
@@ -141,7 +144,8 @@ def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Op
     return Traced(after, back, max(box.lower.numel(), after.lower.numel()))
 
 
-def _neurons(layer: LIF, box: Interval, options: Options) -> Traced:
+def _neurons(layer: LIF, box: Interval, options: Options, before: Backward | None = None) -> Traced:
+    """``before``: from weights of the currents to the least sum, of which nothing is left."""
     scaling: Backward | None = None
     if isinstance(layer, NormLIF):
         box, scaling = _norm(layer, box)
@@ -154,20 +158,26 @@ def _neurons(layer: LIF, box: Interval, options: Options) -> Traced:
         surely, maybe = first.spikes(neuron, box)
 
         def exact(rows: Tensor) -> tuple[Tensor, Tensor]:
-            tilt = slopes.of(key, torch.zeros_like(rows[:, 0])) if slopes else None
+            tilt = None
+            if slopes and slopes.in_use:
+                tilt = slopes.of(key, torch.zeros_like(rows[:, 0]))
             return first.lines(rows, neuron, box, tilt)
 
         return _behind(Traced(Interval(surely, maybe), exact, surely.numel()), scaling)
     surely, maybe, low, high = functional.interval_lif(
         box.lower, box.upper, **neuron | ibp.surrogate_of(layer), return_membranes=True
     )
+    if before is not None and low[:, 0].numel() <= SMALL:
+        if scaling is not None:
+            before = _one_after_the_other([before, scaling])
+        surely, maybe, low, high = _by_rows(neuron, box, before)
 
     def back(rows: Tensor) -> tuple[Tensor, Tensor]:
         if published.wanted():
             lines, bias = published.lines(
                 rows, neuron, Interval(surely, maybe), Interval(low, high)
             )
-        elif slopes:
+        elif slopes and slopes.in_use:
             right = (low + high > 2 * threshold).to(low.dtype)
             mix = slopes.of(key, right.expand(rows.shape))
             lines, bias = functional.relax_lif(rows, low, high, **neuron, mix=mix)
@@ -231,14 +241,7 @@ def _norm(layer: NormLIF, box: Interval) -> tuple[Interval, Backward]:
     return ibp.scaled(layer, box), back
 
 
-def _chain(modules: list[nn.Module], box: Interval, options: Options) -> Traced:
-    steps: list[Backward] = []
-    widest = box.lower.numel()
-    for module in modules:
-        box, step, width = trace(module, box, options)
-        steps.append(step)
-        widest = max(widest, width)
-
+def _one_after_the_other(steps: list[Backward]) -> Backward:
     def back(rows: Tensor) -> tuple[Tensor, Tensor]:
         bias = rows.new_zeros(1, 1, dtype=torch.float64)
         for step in reversed(steps):
@@ -246,7 +249,101 @@ def _chain(modules: list[nn.Module], box: Interval, options: Options) -> Traced:
             bias = bias + _down(more)
         return rows, bias
 
-    return Traced(box, back, widest)
+    return back
+
+
+def _chain(
+    modules: list[nn.Module], box: Interval, options: Options, least: Least | None = None
+) -> Traced:
+    """The modules one after the other; with ``least`` of the box, membranes are bounded anew."""
+    steps: list[Backward] = []
+    widest = box.lower.numel()
+    fired = False
+    for module in modules:
+        neurons = ibp.runs_as(module, LIF) or ibp.runs_as(module, NormLIF)
+        anew = fired and neurons and least is not None
+        if anew and isinstance(module, LIF) and not module.is_relu:
+            through = _one_after_the_other(list(steps))
+
+            def before(rows: Tensor, through: Backward = through) -> tuple[Tensor, Tensor]:
+                lines, bias = through(rows)
+                assert least is not None
+                return lines, bias + least(lines)
+
+            box, step, width = _neurons(module, box, options, before)
+        else:
+            box, step, width = trace(module, box, options)
+        fired = fired or neurons
+        steps.append(step)
+        widest = max(widest, width)
+    return Traced(box, _one_after_the_other(steps), widest)
+
+
+def _by_rows(
+    neuron: dict[str, Any], box: Interval, before: Backward
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bounds of spikes and membranes, every membrane by a row of its own, one step after the other.
+
+    ``before`` gives the least weighted sum of the currents.
+    """
+    timesteps, count, *features = box.lower.shape
+    like, dtype = box.lower, box.lower.dtype
+    size = math.prod(features)
+    one = torch.eye(size, dtype=dtype, device=like.device).view(size, 1, *features)
+    one = one.expand(-1, count, *features)
+    names = ("leak", "threshold")
+    leak, threshold = (
+        reference.broadcast(torch.as_tensor(neuron[name]).to(like), like) for name in names
+    )
+    cell = reference.Neuron(
+        leak,
+        threshold,
+        reset=reference.RESETS.index(neuron["reset"]),
+        v_reset=neuron["v_reset"],
+        strict=neuron["strict"],
+    )
+    unit = torch.finfo(dtype).eps
+    start = torch.full_like(like[0], neuron["v_init"])
+    state = Interval(start, start)
+    lows: list[Tensor] = []
+    highs: list[Tensor] = []
+    for t in range(timesteps):
+        plain = reference.charge_interval(cell, state, Interval(box.lower[t], box.upper[t]))
+        v = plain
+        if t > 0:
+            past = torch.stack(lows), torch.stack(highs)
+            reach = _reach(plain).double() + threshold + abs(neuron["v_reset"])
+            reach = reach + leak * (_reach(Interval(*past))[-1].double() + threshold)
+            ends = []
+            for sign in (1, -1):
+                parts = []
+                for rows in (sign * one).split(max(1, CHUNK // like.numel())):
+                    earlier = rows.new_zeros(len(rows), t, count, *features)
+                    lines, bias = functional.relax_lif(earlier, *past, **neuron, after=rows)
+                    later = rows.new_zeros(len(rows), timesteps - t - 1, count, *features)
+                    _, more = before(torch.cat([lines, rows[:, None], later], 1))
+                    bias = bias.flatten(2)
+                    off = ibp.rounding(bias.shape[2], torch.float64) * bias.abs().sum(2)
+                    parts.append(_down(bias.sum(2) - off) + _down(more))
+                found = torch.cat(parts).view(*features, count).movedim(-1, 0)
+                found = _down(found) - 4 * unit * reach
+                ends.append(sign * round_down(found, dtype))
+            lower, upper = ends
+            lower = torch.where(lower > plain.lower, lower, plain.lower)
+            v = Interval(lower, torch.where(upper < plain.upper, upper, plain.upper))
+        lows.append(v.lower)
+        highs.append(v.upper)
+        state = reference.carry_interval(cell, v)
+    low, high = torch.stack(lows), torch.stack(highs)
+    surely, maybe = (end.to(dtype) for end in map(cell.fires, (low, high)))
+    return surely, maybe, low, high
+
+
+def round_down(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values of float64 in another dtype, nowhere above."""
+    rounded = values.to(dtype)
+    down = torch.nextafter(rounded, torch.full_like(rounded, -math.inf))
+    return torch.where(rounded.double() > values, down, rounded)
 
 
 def _residual(module: Residual, box: Interval, options: Options) -> Traced:
@@ -315,6 +412,8 @@ def least_in_box(rows: Tensor, box: Interval, options: Options) -> Tensor:
 
 # From weights of the input ``[R, T, N, ...]`` to their least sum over all inputs, ``[R, N]``.
 Least = Callable[[Tensor], Tensor]
+# Membranes of a layer, over all time steps, up to which they are bounded by S-CROWN.
+SMALL = 512
 # Of the steps that optimise slopes: how many, and how far the first goes, with what is left later.
 STEPS = 40
 RATE = 0.15
@@ -326,6 +425,7 @@ WITH_SLOPES_OF_THE_PAPER = Options("paper")
 def _optimised(value: Callable[[Tensor], Tensor], rows: Tensor, slopes: Slopes) -> Tensor:
     """The best of the bounds that slopes have on their way uphill; each of them holds."""
     slopes.values.clear()
+    slopes.in_use = True
     best = torch.full((), -math.inf, dtype=torch.float64)
     optimizer: torch.optim.Adam | None = None
     with torch.enable_grad():
@@ -358,14 +458,18 @@ def totals(
     knows more about which inputs there are than the box does.
     """
     head, before = ibp.split_head(layers)
-    traced = _chain(before, box, options)
+
+    def lowest(lines: Tensor) -> Tensor:
+        return least(lines) if least else least_in_box(lines, box, options)
+
+    traced = _chain(ibp.flattened(before), box, options, lowest if options.membranes else None)
     target = head(traced.box, y)
     rows = target.weights.transpose(0, 1)[:, None]  # [K - 1, 1, N, features]
     rows = rows.expand(-1, len(box.lower), *rows.shape[2:])
 
     def value(rows: Tensor) -> Tensor:
         lines, bias = traced.back(rows)
-        return bias + (least(lines) if least else least_in_box(lines, box, options))
+        return bias + lowest(lines)
 
     slopes = options.slopes
     parts = [

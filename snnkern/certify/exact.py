@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from snnkern import functional, reference
-from snnkern.certify import ibp, inputs
+from snnkern.certify import ibp
 from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF, Direct, NormLIF, TimeDistributed, evaluation_mode
 from snnkern.reference import Interval
@@ -172,7 +172,7 @@ def _written_down(
     parts: list[Callable[[Tensor], Tensor]] = [net.normalize]
     features = box.lower.shape[1:]
     seen = ibp.propagate(net.encoder, ibp.propagate(net.normalize, box))
-    for layer in inputs.flattened(layers):
+    for layer in ibp.flattened(layers):
         if not (ibp.runs_as(layer, LIF) or ibp.runs_as(layer, NormLIF)):
             if any(isinstance(part, LIF) for part in layer.modules()):
                 raise TypeError(

@@ -382,6 +382,19 @@ def other_classes(y: Tensor, num_classes: int) -> Tensor:
     return every[every != y[:, None]].view(len(y), -1)
 
 
+def flattened(layers: list[nn.Module]) -> list[nn.Module]:
+    """The layers without the containers that run them one after the other."""
+    flat: list[nn.Module] = []
+    for layer in layers:
+        if runs_as(layer, nn.Sequential):
+            flat += flattened(list(layer))
+        elif runs_as(layer, TimeDistributed) and runs_as(layer.module, nn.Sequential):
+            flat += flattened([TimeDistributed(part) for part in layer.module])
+        else:
+            flat.append(layer)
+    return flat
+
+
 class Target(NamedTuple):
     """Margins as sums over time: weights of what enters ``[N, K - 1, features]``, and the rest."""
 

@@ -70,7 +70,7 @@ def with_flips(
     layers: list[nn.Module], spikes: Tensor, free: Tensor, flips: int
 ) -> list[nn.Module]:
     """The layers, whose first linear layer or convolution knows how many spikes may differ."""
-    flat = flattened(layers)
+    flat = ibp.flattened(layers)
     for number, layer in enumerate(flat):
         inner = layer.module if isinstance(layer, TimeDistributed) else layer
         if any(ibp.runs_as(inner, kind) for kind in ibp.SHAPE_ONLY):
@@ -79,17 +79,4 @@ def with_flips(
             return [*flat[:number], ibp.Budgeted(inner, spikes, free, flips), *flat[number + 1 :]]
         else:
             break
-    return flat
-
-
-def flattened(layers: list[nn.Module]) -> list[nn.Module]:
-    """The layers without the containers that run them one after the other."""
-    flat: list[nn.Module] = []
-    for layer in layers:
-        if ibp.runs_as(layer, nn.Sequential):
-            flat += flattened(list(layer))
-        elif ibp.runs_as(layer, TimeDistributed) and ibp.runs_as(layer.module, nn.Sequential):
-            flat += flattened([TimeDistributed(part) for part in layer.module])
-        else:
-            flat.append(layer)
     return flat
