@@ -2,7 +2,8 @@
 
 Every op exists three times with one schema: the default overload, for which the dispatcher picks
 the compiled kernel of the tensor's device and, where there is none, the reference; ``.reference``;
-and ``.triton``, which torch.compile looks through to the kernels.
+and ``.triton``, which torch.compile looks through to the kernels. Those of certification have no
+Triton kernel and no such overload.
 """
 
 from __future__ import annotations
