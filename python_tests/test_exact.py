@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import sys
 from typing import Any
 
@@ -20,6 +21,7 @@ from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import LIF, MeanReadout, NormLIF, RateCoding, TimeDistributed
 
 pytest.importorskip("scipy")
+bounds_module = importlib.import_module("snnkern.certify.bounds")
 
 
 def margins_at(net: SpikingNetwork, images: Tensor, y: Tensor) -> Tensor:
@@ -150,6 +152,17 @@ def test_out_of_time_both_ends_still_hold() -> None:
     found = margins_of(net, sample(x - 0.05, x + 0.05, 1000, 0), y).amin(1)
     assert (solution.lower - exact.TOLERANCE <= found).all()
     assert (solution.lower - exact.TOLERANCE <= solution.found).all()
+
+
+def test_a_solver_that_fails_certifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y = random_net(0, 6, 8, 3)
+    for answer in (float("inf"), float("-inf")):
+        monkeypatch.setattr(exact._Program, "solve", lambda *_, answer=answer: (answer, None))
+        monkeypatch.setattr(bounds_module, "bounds", lambda *_, **__: torch.full((1, 2), -1.0))
+        certificate = verify(net, x, y, 0.05, "exact")
+        assert not certificate.certified.any()
+        assert certificate.broken is not None
+        assert not certificate.broken.any()
 
 
 # What is refused
