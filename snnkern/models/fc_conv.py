@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from snnkern.models.network import Normalize, SpikingNetwork
 from snnkern.functional import Coding
+from snnkern.models.network import Normalize, SpikingNetwork
 from snnkern.nn import LIF, MeanReadout, RateCoding, TimeDistributed
 
 
