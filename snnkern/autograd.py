@@ -154,7 +154,8 @@ class LIFFunction(torch.autograd.Function):
         if ctx.config.surrogate == RATE:
             if grad_spikes is None:
                 return (None,) * 8
-            grad_x = _through_rate(grad_spikes, *ctx.saved_tensors, ctx.config.rule is None)
+            (factor,) = ctx.saved_tensors
+            grad_x = _through_rate(grad_spikes, factor, ctx.config.rule is None)
             if ctx.config.timesteps:
                 grad_x = _sum_over_time(grad_x).unsqueeze(0)
             return grad_x, *(None,) * 7
