@@ -15,9 +15,16 @@ from torch.nn import functional as F
 
 import snnkern
 from python_tests.helpers import assert_same_bits, assert_within, golden
-from python_tests.networks import assert_unchanged, linear_net, rat_smallnet, snapshot, tiny_net
+from python_tests.networks import (
+    assert_unchanged,
+    linear_net,
+    rat_smallnet,
+    robustconv_net,
+    snapshot,
+    tiny_net,
+)
 from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack, Transfer
-from snnkern.surrogate import ATan, Rate, Triangle
+from snnkern.surrogate import ATan, Exponential, Rate, Rectangle, StraightThrough, Triangle
 
 KINDS: tuple[Callable[[float], Attack], ...] = (
     FGSM,
@@ -26,6 +33,7 @@ KINDS: tuple[Callable[[float], Attack], ...] = (
     PGD,
     lambda eps: PGD(eps, step_size=3 * eps, steps=3),
     lambda eps: PGD(eps, gradient="rate"),
+    lambda eps: PGD(eps, start_deviation=0.001, loss="kl"),
     BIM,
     lambda eps: BIM(eps, gradient=ATan()),
     lambda eps: FGSM(eps, gradient="relu"),
@@ -33,7 +41,18 @@ KINDS: tuple[Callable[[float], Attack], ...] = (
 EVERY_KIND = pytest.mark.parametrize(
     "kind",
     KINDS,
-    ids=["FGSM", "RFGSM", "RFGSM all", "PGD", "PGD far", "PGD rate", "BIM", "BIM ATan", "CBA"],
+    ids=[
+        "FGSM",
+        "RFGSM",
+        "RFGSM all",
+        "PGD",
+        "PGD far",
+        "PGD rate",
+        "TPGD",
+        "BIM",
+        "BIM ATan",
+        "CBA",
+    ],
 )
 
 
@@ -111,6 +130,15 @@ def test_the_callers_tensors_stay(kind: Callable[[float], Attack]) -> None:
     assert x.grad is None
     assert x.requires_grad
     assert adversarial.data_ptr() != x.data_ptr()
+
+
+@EVERY_KIND
+def test_the_model_sees_images_only(kind: Callable[[float], Attack]) -> None:
+    net, (x, y) = tiny_net(), batch(40)
+    seen: list[Tensor] = []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    kind(0.2)(net, x.round(), y, generator())
+    assert all(images.min() >= 0 and images.max() <= 1 for images in seen)
 
 
 class Breaks(nn.Module):
@@ -262,6 +290,9 @@ def test_the_noise_of_a_random_start_fills_the_ball() -> None:
     assert noise.max() > 0.99
     assert abs(noise.mean().item()) < 0.02
     assert abs(noise.square().mean().item() - 1 / 3) < 0.02
+    normal = PGD(0.2, start_deviation=0.03)(net, x, y, generator()) - x
+    assert normal.std().item() == pytest.approx(0.03, rel=0.02)
+    assert normal.abs().max() > 0.1
     signs = ((RFGSM(0.2)(net, x, y, generator()) - x) / 0.1).round()
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     assert abs(signs.mean().item()) < 0.04
@@ -323,6 +354,71 @@ def test_golden(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(expected, x)
 
 
+# Golden data of Ozdenizci & Legenstein 2023
+
+
+def robustconv() -> tuple[Any, nn.Module, Tensor, Tensor]:
+    data = golden("robustconv_attacks")
+    net = robustconv_net(data).train()  # attacks are crafted in evaluation mode all the same
+    return data, net, torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
+
+
+EPS = 8 / 255
+
+
+@pytest.mark.parametrize(
+    ("name", "attack"),
+    [
+        ("rfgsm_kl", RFGSM(EPS, loss="kl")),
+        ("rfgsm_ce", RFGSM(EPS, EPS / 4)),
+        ("tpgd", PGD(EPS, EPS / 4, 10, start_deviation=0.001, loss="kl")),
+        ("mart_pgd", PGD(EPS, EPS / 4, 10, start_deviation=0.001)),
+        ("pgd", PGD(EPS, EPS / 8, 20)),
+    ],
+)
+def test_golden_robustconv(name: str, attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, net, x, y = robustconv()
+    assert float(data["eps"]) == EPS
+    normal, uniform = (torch.from_numpy(data[key]) for key in ("randn", "unif"))
+    draws = {torch.randn: normal, torch.rand: (uniform / EPS + 1) / 2}
+    for module in ("fgsm", "pgd"):
+        monkeypatch.setattr(f"snnkern.attacks.{module}.random_like", lambda x, kind, _: draws[kind])
+    adversarial, expected = attack(net, x, y), torch.from_numpy(data[name])
+    # Elsewhere no spike changes, and the sign of the gradient is that of rounding noise.
+    comparable = data["tpgd_comparable"] if name == "tpgd" else [True] * 4
+    for here, there, compare in zip(adversarial, expected, comparable, strict=True):
+        if compare:
+            assert_within(here, there, 1e-9, name)
+
+
+MEMBERS: tuple[Any, ...] = (
+    *(("PCW", width, Triangle(width)) for width in (1.0, 2.0, 3.0, 0.5, 0.25)),
+    *(("EXP-D", slope, Exponential(0.3, slope)) for slope in (0.5, 1.0, 2.0)),
+    *(("EXP", slope, Exponential(1.0, slope)) for slope in (0.5, 1.0, 2.0)),
+    *(("RECT", width, Rectangle(width)) for width in (0.25, 0.5, 1.0, 2.0, 4.0)),
+    ("STE", 1.0, StraightThrough()),
+    ("BPTR", None, "rate"),
+    ("CBA", None, "relu"),
+)
+
+
+@pytest.mark.parametrize(("family", "size", "g"), MEMBERS)
+def test_golden_robustconv_members(family: str, size: float | None, g: Any) -> None:
+    name = family if size is None else f"{family}_{size}"
+    data, net, x, y = robustconv()
+    assert name in data["members"]
+    assert len(MEMBERS) == len(data["members"])
+    adversarial = FGSM(EPS, gradient=g)(net, x, y)
+    assert_within(adversarial, torch.from_numpy(data[f"fgsm_{name}"]), 1e-9)
+    net.eval()
+    x.requires_grad_()
+    with snnkern.gradient(net, g):
+        logits = net(x)
+        (slope,) = torch.autograd.grad(F.cross_entropy(logits, y), x)
+    assert_within(logits.detach(), torch.from_numpy(data[f"logits_{name}"]), 1e-9)
+    assert_within(slope, torch.from_numpy(data[f"gimg_{name}"]), 1e-9)
+
+
 # Arguments
 
 
@@ -354,6 +450,16 @@ def test_attacks_are_frozen_configurations() -> None:
             lambda: BIM(steps=2.0),  # type: ignore[arg-type]
             TypeError,
             r"BIM: steps is 2\.0 of type float, expected an int",
+        ),
+        (
+            lambda: PGD(start_deviation=-1),
+            ValueError,
+            "PGD: start_deviation is -1, expected a finite number of at least 0",
+        ),
+        (
+            lambda: BIM(start_deviation=0.1),
+            ValueError,
+            "BIM: start_deviation is 0.1 and random_start is False, expected None",
         ),
         (lambda: RFGSM(0.1, 0.2), ValueError, r"alpha is 0\.2, expected .* at most 0\.1"),
         (lambda: RFGSM(0.1, -0.2), ValueError, r"RFGSM: alpha is -0\.2, expected"),

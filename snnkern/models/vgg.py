@@ -78,9 +78,10 @@ def vgg5(
             ``bias``: of all convolutions and linear layers, instead of what the paper has.
             ``dropout``: its rate where the paper has any, 0.2 by default.
             ``mean``, ``std``: of the pixels per channel, for normalisation; 0 and 1 by default, for
-            ``"sharmin"`` 0.5. ``pack``: False for the layers of ``torch.nn`` instead of those of
-            ``snnkern.nn``, which keep spikes as bits for backward. All others are options of every
-            ``snnkern.LIF`` and go before those of the paper.
+            ``"sharmin"`` 0.5. ``bits``: of ``"sharmin"``'s quantised input, see
+            ``snnkern.nn.RateCoding``; none by default. ``pack``: False for the layers of
+            ``torch.nn`` instead of those of ``snnkern.nn``, which keep spikes as bits for backward.
+            All others are options of every ``snnkern.LIF`` and go before those of the paper.
 
     Raises:
         ValueError: no such paper, or images that cannot be pooled.
@@ -117,12 +118,15 @@ def _vgg(
     dropout: float = 0.2,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    bits: int | None = None,
     pack: bool = True,
     **neuron: Any,
 ) -> SpikingNetwork:
     if paper not in tables:
         raise ValueError(f"paper is {paper!r}, expected one of {', '.join(tables)}")
     its = PAPERS[paper]
+    if bits is not None and not its.rate_coding:
+        raise ValueError(f"bits is {bits} and paper is {paper!r}, expected None: no rate coding")
     neuron = its.neuron | neuron
     bias = its.bias if bias is None else bias
     kind: Any = packed if pack else nn
@@ -160,6 +164,6 @@ def _vgg(
     normalize = Normalize(mean or [centre] * input_shape[0], std or [scale] * input_shape[0])
     network = SpikingNetwork(timesteps, normalize, nn.Sequential(*layers), its.readout())
     if its.rate_coding:
-        network.encoder = RateCoding(max(timesteps, 1), "signed_poisson")
+        network.encoder = RateCoding(max(timesteps, 1), "signed_poisson", bits=bits)
         network.timesteps = timesteps
     return network

@@ -20,9 +20,14 @@ from snnkern._checks import check_int, check_number
 from snnkern.attacks import Attack
 from snnkern.data import Split
 from snnkern.surrogate import Surrogate
+from snnkern.training.adversarial import AdversarialTraining
 from snnkern.training.hire import HIRE
+from snnkern.training.mart import MART
 from snnkern.training.method import Method, Natural
 from snnkern.training.rat import RAT
+from snnkern.training.robust_finetune import RobustFinetune
+from snnkern.training.spike_time import SpikeTimeFinetune
+from snnkern.training.trades import TRADES
 
 Table = dict[str, Any]
 Kinds = Mapping[str, Callable[..., Any]]
@@ -56,7 +61,19 @@ def _named(module: Any, base: type) -> dict[str, Any]:
 
 DATA: Kinds = {"digits": data.digits}
 MODELS: Kinds = {name: getattr(models, name) for name in models.__all__ if name.islower()}
-METHODS: Kinds = {kind.__name__: kind for kind in (Natural, RAT, HIRE)}
+METHODS: Kinds = {
+    kind.__name__: kind
+    for kind in (
+        Natural,
+        AdversarialTraining,
+        TRADES,
+        MART,
+        RobustFinetune,
+        SpikeTimeFinetune,
+        RAT,
+        HIRE,
+    )
+}
 OPTIMIZERS: Kinds = {name: getattr(torch.optim, name) for name in ("SGD", "Adam", "AdamW")}
 SCHEDULES: Kinds = {kind.__name__: kind for kind in (constant, cosine, multistep)}
 # Tables within an option: attacks to mix, the surrogate of a network's neurons.
