@@ -18,7 +18,7 @@ import snnkern
 from python_tests.helpers import assert_same_bits, assert_within, golden, lif, norm_lif, random
 from python_tests.networks import tiny_net
 from snnkern import functional
-from snnkern.attacks import FGSM
+from snnkern.attacks import BIM, FGSM
 from snnkern.nn import hold_surrogates
 from snnkern.surrogate import ASSG, HART, PDSG, RGA, Moments, Surrogate, Triangle
 
@@ -405,6 +405,22 @@ def test_attacks_take_them(rule: Surrogate) -> None:
     expected = (x + 0.1 * PlainNet(net, rule).gradient(x, y).sign()).clamp(0, 1)
     for _ in range(2):  # nothing is left of the run before
         assert_within(FGSM(0.1, gradient=rule)(net, x, y), expected, 1e-12)
+
+
+def test_assg_follows_the_steps_of_an_attack() -> None:
+    """Not the repeats of a gradient; only samples still worked on; every restart anew."""
+    net, (x, y) = tiny_net(4).double(), images()
+    y = net(x).argmax(1)
+    plain_steps = BIM(0.2, steps=6, gradient=ASSG())(net, x, y)
+    repeated = BIM(0.2, steps=6, gradient=ASSG(), eot=3)(net, x, y)
+    assert_within(repeated, plain_steps, 1e-12)
+    stopped = BIM(0.2, steps=6, gradient=ASSG(), stop=True)(net, x, y)
+    broken = net(stopped).argmax(1) != y
+    assert broken.any()
+    assert not broken.all()
+    assert_within(stopped[~broken], plain_steps[~broken], 1e-12)
+    again = BIM(0.2, steps=6, gradient=ASSG(), stop=True, restarts=2)(net, x, y)
+    assert torch.equal(net(again).argmax(1) != y, broken)
 
 
 def test_rules_without_a_point_have_no_derivative() -> None:

@@ -57,6 +57,11 @@ class LIFConfig(NamedTuple):
         """The options that forward and backward share."""
         return self[1:9]
 
+    def settled(self) -> LIFConfig:
+        """With the surrogate that was chosen by the time of backward, where that was put off."""
+        settle = getattr(self.rule, "settle", None)
+        return self if settle is None else settle(self)
+
 
 def is_constant(steps: Tensor) -> bool:
     """Whether ``[T, N, ...]`` is one step, seen T times."""
@@ -160,7 +165,7 @@ class LIFFunction(torch.autograd.Function):
                 grad_x = _sum_over_time(grad_x).unsqueeze(0)
             return grad_x, *(None,) * 7
         x, decay, threshold, synapse_decay, v_init, current_init, table = ctx.saved_tensors
-        config: LIFConfig = ctx.config
+        config: LIFConfig = ctx.config.settled()
         if grad_spikes is None:
             if grad_state is None and grad_current is None:
                 return (None,) * 8
@@ -291,7 +296,7 @@ class NormLIFFunction(torch.autograd.Function):
         x, mean, inverse, scale, shift, decay, threshold, synapse_decay, *rest = ctx.saved_tensors
         v_init, current_init, table = rest
         norm: NormConfig = ctx.norm
-        config: LIFConfig = ctx.config
+        config: LIFConfig = ctx.config.settled()
         if not config.return_state:  # compiled graphs hand in gradients of what nobody sees
             grad_state = grad_current = None
         elif synapse_decay is None:

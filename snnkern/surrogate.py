@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -293,6 +293,15 @@ class Moments:
     deviation: Tensor | None = None
     held: bool = False
 
+    def restart(self) -> None:
+        """Forgets."""
+        self.mean = self.deviation = None
+
+    def only(self, samples: Tensor) -> None:
+        """Goes on with some of the samples alone: indices, or a mask."""
+        if self.mean is not None and self.deviation is not None:
+            self.mean, self.deviation = self.mean[:, samples], self.deviation[:, samples]
+
 
 @dataclass(frozen=True)
 class ASSG(NotPointwise):
@@ -358,3 +367,25 @@ class ASSG(NotPointwise):
         a = 2 * math.tan(math.pi * self.share) / math.pi
         alpha = a / (seen.mean + self.relax * seen.deviation + 1e-4)
         return alpha / 2 / (1 + (math.pi / 2 * alpha * z).square())
+
+
+@dataclass(frozen=True)
+class Deferred(NotPointwise):
+    """A surrogate that is chosen when a gradient is asked for: one forward pass for several.
+
+    Args:
+        now: a list that holds one pointwise surrogate by the time of backward.
+    """
+
+    kind: ClassVar[str] = "deferred"
+    now: list[Surrogate] = field(default_factory=list, compare=False)
+
+    def settle(self, config: Any) -> Any:
+        """The options of a layer with the surrogate that was chosen."""
+        (one,) = self.now
+        return config._replace(
+            surrogate=KINDS.index(one.kind),
+            surrogate_args=one.args,
+            normalized=one.normalized,
+            rule=None,
+        )

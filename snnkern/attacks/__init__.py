@@ -2,6 +2,7 @@
 
 from snnkern.attacks.apgd import APGD
 from snnkern.attacks.attack import Attack
+from snnkern.attacks.ensemble import SURROGATE_ENSEMBLE, Ensemble
 from snnkern.attacks.evaluate import Evaluation, evaluate
 from snnkern.attacks.fgsm import FGSM, RFGSM
 from snnkern.attacks.noise import GaussianNoise
@@ -19,7 +20,9 @@ __all__ = [
     "PGD",
     "RFGSM",
     "SAPGD",
+    "SURROGATE_ENSEMBLE",
     "Attack",
+    "Ensemble",
     "Evaluation",
     "GaussianNoise",
     "SpikeFlip",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from snnkern.surrogate import ASSG, Rate, Surrogate
+from snnkern.surrogate import ASSG, Moments, Rate, Surrogate
 
 Gradient = Surrogate | Literal["rate", "relu"]
 
@@ -82,6 +82,12 @@ def gradient(model: nn.Module, g: Gradient | Sequence[Surrogate] | None) -> Iter
             module.gradient_mode = mode
 
 
+def adapting(model: nn.Module) -> list[Moments]:
+    """What surrogates that adapt (``ASSG``) remember, layer by layer, within ``gradient``."""
+    modes = [m.gradient_mode for m in model.modules() if isinstance(m, GradientMode)]
+    return [mode.moments for mode in modes if isinstance(mode, ASSG) and mode.moments is not None]
+
+
 @contextmanager
 def hold_surrogates(model: nn.Module) -> Iterator[None]:
     """Within the block surrogates that adapt to what they see (``ASSG``) stay as they are.
@@ -89,8 +95,7 @@ def hold_surrogates(model: nn.Module) -> Iterator[None]:
     For the repeats of a gradient that is an expectation over the draws of an encoder: only the
     first of an attack's iteration adapts.
     """
-    modes = [m.gradient_mode for m in model.modules() if isinstance(m, GradientMode)]
-    followed = [mode.moments for mode in modes if isinstance(mode, ASSG) and mode.moments]
+    followed = adapting(model)
     before = [moments.held for moments in followed]
     try:
         for moments in followed:
