@@ -15,12 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import snnkern
-from python_tests.helpers import assert_same_bits, assert_within, golden, lif, norm_lif, random
+from python_tests.helpers import (
+    assert_same_bits,
+    assert_within,
+    golden,
+    laid_out,
+    lif,
+    norm_lif,
+    random,
+)
 from python_tests.networks import tiny_net
 from snnkern import functional
 from snnkern.attacks import BIM, FGSM
 from snnkern.nn import hold_surrogates
-from snnkern.surrogate import ASSG, HART, PDSG, RGA, Moments, Surrogate, Triangle
+from snnkern.surrogate import ASSG, HART, PDSG, RGA, ATan, Moments, Surrogate, Triangle
 
 RULES = (RGA(), HART(0.7), PDSG(), ASSG(0.4, relax=1.2, decay=0.8))
 EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -322,6 +330,30 @@ def test_one_surrogate_for_every_sample() -> None:
         pytest.raises(ValueError, match="surrogate has 5 entries, expected 6"),
     ):
         net(x)
+
+
+@pytest.mark.parametrize("neurons", [7, 100, 300, 9000])
+@pytest.mark.parametrize("layout", ["contiguous", "batch_last"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_runs_of_samples_with_one_surrogate(neurons: int, layout: str, norm: bool) -> None:
+    """Short runs and long ones, such as cross the kernel's tiles: every bit is the sample's own."""
+    x = laid_out(random(5, 8, 1, neurons), layout).requires_grad_()
+    upstream = random(*x.shape, seed=1)
+    chosen = [Triangle(0.5)] * 3 + [ATan()] * 2 + [ATan(normalized=True), ATan(), Triangle(0.5)]
+
+    def slope(surrogate: Any) -> Tensor:
+        if norm:
+            mean, var = torch.full((1,), 0.1), torch.full((1,), 0.7)
+            spikes = norm_lif(x, mean, var, leak=0.9, threshold=0.6, surrogate=surrogate)
+        else:
+            spikes = lif(x, 0.9, 0.6, surrogate=surrogate)
+        (grad,) = torch.autograd.grad(spikes, x, upstream)
+        return grad
+
+    together = slope(chosen)
+    own = {one: slope(one) for one in set(chosen)}
+    for number, one in enumerate(chosen):
+        assert_same_bits(together[:, number], own[one][:, number], f"sample {number}")
 
 
 # What is refused
