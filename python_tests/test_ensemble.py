@@ -315,3 +315,10 @@ def test_it_is_a_configuration() -> None:
     assert hash(one) == hash(other)
     assert one.eps == PGD().eps
     assert "Triangle" in str(one)
+
+
+def test_images_may_lie_in_any_layout() -> None:
+    net, (x, y) = conv_net(), conv_batch(12)
+    expected = Ensemble(BIM(0.1, steps=2))(net, x, y)
+    found = Ensemble(BIM(0.1, steps=2))(net, x.to(memory_format=torch.channels_last), y)
+    assert_within(found, expected, 1e-12)

@@ -67,7 +67,7 @@ class Riders(Victim):
         ):
             return None
         once = x[:each]
-        if not torch.equal(x.view(members, each, *x.shape[1:]), once.expand(members, *once.shape)):
+        if not torch.equal(x.reshape(members, each, *x.shape[1:]), once.expand(members, *once.shape)):
             return None
         now: list[Surrogate] = []
         with torch.enable_grad(), gradient(self.network, Deferred(now)):
@@ -189,7 +189,7 @@ class Ensemble(Attack):
             )
             found = self.attack.perturb(riders, x[rows], draws)
         broken = part.broken(part.logits(found))
-        return found.detach().view(count, -1, *x.shape[1:]), broken.view(count, -1)
+        return found.detach().reshape(count, -1, *x.shape[1:]), broken.view(count, -1)
 
 
 def _rides(g: Gradient | None) -> bool:
