@@ -186,8 +186,8 @@ def hybrid_net(
     """The float64 network of golden data hybrid_* and sharmin_* as the models of the paper are."""
     neurons = [
         LIF(
-            float(data["leak"]),
-            float(data[f"th.{key}"]),
+            torch.from_numpy(data["leak"]),
+            torch.from_numpy(data[f"th.{key}"]),
             reset="delayed_soft",
             delayed_spike=True,
             detach_reset=True,
@@ -197,8 +197,8 @@ def hybrid_net(
         for key in (0, 3, 6, 9)
     ]
     net, parts = deep_net(data, neurons, masks, READOUTS[readout]())
-    nn.init.constant_(net.normalize.get_buffer("mean"), 0.5)
-    nn.init.constant_(net.normalize.get_buffer("std"), 0.5)
+    nn.init.constant_(net.normalize.get_buffer("mean"), float(data.get("mean", 0)))
+    nn.init.constant_(net.normalize.get_buffer("std"), float(data.get("std", 1)))
     net.encoder = GivenSpikes(*map(torch.from_numpy, spikes))
     return net, parts
 

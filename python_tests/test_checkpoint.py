@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from python_tests.helpers import assert_same_bits
 from snnkern.training import load_checkpoint, save_checkpoint
-from snnkern.training.checkpoint import write_atomically
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
@@ -147,26 +146,3 @@ def test_other_files_are_no_checkpoints(content: bytes, tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "none.safetensors")
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    seen = []
-
-    def fail(file: Path) -> None:
-        file.write_text("ne")
-        seen.append((file.parent, path.read_text()))
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space left"):
-        write_atomically(path, fail)
-    assert seen == [(tmp_path, "old")]  # in the same folder: renaming is one step
-    assert path.read_text() == "old"
-
-    def write(file: Path) -> None:
-        file.write_text("new")
-
-    write_atomically(path, write)
-    assert path.read_text() == "new"
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -55,6 +55,12 @@ class Victim:
 
     def losses(self, logits: Tensor) -> Tensor:
         """Of each sample, ``[N]``."""
+        least = CLASSES.get(self.loss, 2)
+        if logits.shape[1] < least:
+            raise ValueError(
+                f"loss is {self.loss!r} and model gives {logits.shape[1]} classes, expected "
+                f"{least} or more"
+            )
         match self.loss:
             case "kl" | "reverse-kl":
                 assert self.clean is not None

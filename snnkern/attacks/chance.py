@@ -19,10 +19,7 @@ def follow(generator: torch.Generator | None, device: torch.device) -> Iterator[
     if generator is None:
         yield
         return
-    streams = [torch.default_generator]
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        streams.append(torch.cuda.default_generators[index])
+    streams = global_streams(device)
     before = [stream.get_state() for stream in streams]
     seed = _draw(generator.clone_state())
     drawn = False
@@ -38,6 +35,15 @@ def follow(generator: torch.Generator | None, device: torch.device) -> Iterator[
             stream.set_state(state)
         if drawn:
             _draw(generator)
+
+
+def global_streams(device: torch.device) -> list[torch.Generator]:
+    """What a model on ``device`` draws from if it is told nothing else."""
+    streams = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        streams.append(torch.cuda.default_generators[index])
+    return streams
 
 
 def _draw(generator: torch.Generator) -> int:

@@ -91,6 +91,9 @@ class Search:
 class Iterated(Attack):
     """Base of attacks in many steps.
 
+    Which samples are broken is judged by what the attack sees: with ``gradient="relu"`` by the ReLU
+    network, in a ``Transfer`` by the source.
+
     Args:
         restarts: runs, each on the samples that none before broke; a sample that none breaks keeps
             the image of the highest loss.

@@ -42,6 +42,7 @@ class Square(Iterated):
     gradient: Gradient | None = field(default=None, init=False, repr=False)
     loss: Loss = field(default="margin", init=False, repr=False)
     stop: bool = field(default=True, init=False, repr=False)
+    targets: int = field(default=1, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuses squares that mean nothing."""
@@ -56,7 +57,7 @@ class Square(Iterated):
         planes = math.prod(others)
 
         def signs(*shape: int) -> Tensor:
-            return torch.where(random_like(x.new_empty(shape), torch.rand, generator) < 0.5, -1, 1)
+            return 1 - 2 * random_like(x.new_empty(shape), torch.rand, generator).round()
 
         stripes = signs(len(x), planes, 1, width).expand(-1, -1, height, -1).reshape(x.shape)
         images = self.project(x + self.eps * stripes, x)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snnkern.attacks.chance import global_streams
+
 # By library: the method that puts a layer of neurons at rest.
 RESETS = {"snntorch": "reset_mem", "spikingjelly": "reset"}
+# What every module has, and no state is in.
+NO_STATE = vars(nn.Module()).keys() - {"_buffers"}
 
 
 class Stateless(nn.Module):
@@ -76,21 +81,30 @@ def refuse_state(model: nn.Module) -> Callable[[Tensor], Tensor]:
         if looked:
             return _logits(model, x)
         looked = True
-        before, chance = _tensors(model), torch.random.get_rng_state()
+        streams = global_streams(x.device)
+        before, chance = _tensors(model), [stream.get_state() for stream in streams]
         logits = _logits(model, x)
-        after = _tensors(model)
-        changed = [name for name in after if not _same(after[name], before.get(name))]
-        if changed and torch.equal(chance, torch.random.get_rng_state()):
+        after, chance_after = _tensors(model), [stream.get_state() for stream in streams]
+        known = {(id(tensor), version) for tensor, version in before.values()}
+        left = [name for name, (t, version) in after.items() if (id(t), version) not in known]
+        if left:  # which need not mean anything: it may only be kept to be looked at
+            _set_states(streams, chance)
             with torch.no_grad():
                 again = _logits(model, x)
+            _set_states(streams, chance_after)
             if not torch.equal(again, logits):
                 raise ValueError(
-                    f"model carries state from call to call, in {', '.join(changed[:3])}: expected "
+                    f"model carries state from call to call, in {', '.join(left[:3])}: expected "
                     "one that starts from rest, such as snnkern.attacks.Stateless(model, reset)"
                 )
         return logits
 
     return call
+
+
+def _set_states(streams: list[torch.Generator], states: list[Tensor]) -> None:
+    for stream, state in zip(streams, states, strict=True):
+        stream.set_state(state)
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -106,33 +120,38 @@ def _resets(model: nn.Module) -> dict[nn.Module, Callable[[], object]]:
     if isinstance(model, Stateless):
         return {}
     found: dict[nn.Module, Callable[[], object]] = {}
-    for kind in type(model).__mro__:
-        reset = getattr(model, RESETS.get(kind.__module__.partition(".")[0], ""), None)
-        if callable(reset):
-            found[model] = reset
+    kind: Any = type(model)
+    name = _reset_name(kind)
+    if name is not None:
+        found[model] = getattr(model, name)
     for part in model.children():
         found |= _resets(part)
     return found
 
 
+@cache
+def _reset_name(kind: type[Any]) -> str | None:
+    names = (RESETS.get(base.__module__.partition(".")[0]) for base in kind.__mro__)
+    return next((name for name in names if name and hasattr(kind, name)), None)
+
+
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module may keep state in: buffers and attributes, of dicts their contents."""
+    """What a module may keep state in: buffers and attributes, of containers their contents."""
     return {
-        name: dict(value) if isinstance(value, dict) else value
+        name: value.copy() if isinstance(value, dict | list) else value
         for name, value in vars(module).items()
-        if name not in ("_parameters", "_modules") and not name.endswith("_hooks")
+        if name not in NO_STATE
     }
 
 
-def _with_copies(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _with_copies(value)
-        if isinstance(value, dict)
-        else value.clone()
-        if isinstance(value, Tensor)
-        else value
-        for name, value in attributes.items()
-    }
+def _with_copies(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [_with_copies(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _with_copies(part) for name, part in value.items()}
+    return value
 
 
 def _set_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
@@ -140,27 +159,32 @@ def _set_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
     for name in _attributes(module).keys() - attributes.keys():
         del now[name]
     for name, value in attributes.items():
-        if isinstance(value, dict) and isinstance(now.get(name), dict):
-            now[name].clear()
-            now[name].update(value)
+        held = now.get(name)
+        if isinstance(value, dict) and isinstance(held, dict):
+            held.clear()
+            held.update(value)
+        elif isinstance(value, list) and isinstance(held, list):
+            held[:] = value
         else:
             now[name] = value
 
 
 def _tensors(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
     """The tensors that a model holds besides its parameters, each with its count of changes."""
-    return {
-        ".".join(filter(None, (path, name))): (value, 0 if value.is_inference() else value._version)
-        for path, module in model.named_modules()
-        for holder in (vars(module), *filter(_is_dict, _attributes(module).values()))
-        for name, value in holder.items()
-        if isinstance(value, Tensor)
-    }
+    found: dict[str, tuple[Tensor, int]] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in NO_STATE:
+                _add_tensors(found, f"{path}.{name}" if path else name, value)
+    return found
 
 
-def _is_dict(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _same(one: tuple[Tensor, int], other: tuple[Tensor, int] | None) -> bool:
-    return other is not None and one[0] is other[0] and one[1] == other[1]
+def _add_tensors(found: dict[str, tuple[Tensor, int]], name: str, value: object) -> None:
+    if isinstance(value, Tensor):
+        found[name] = value, 0 if value.is_inference() else value._version
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            _add_tensors(found, f"{name}[{key!r}]", part)
+    elif isinstance(value, list | tuple):
+        for key, part in enumerate(value):
+            _add_tensors(found, f"{name}[{key}]", part)

@@ -9,7 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from snnkern.report.study import NetworkResult, Score, Study, write_atomically
+from snnkern._files import write_atomically
+from snnkern.report.study import NetworkResult, Score, Study
 from snnkern.report.table import Cell, Table, eps_text, markdown_text, score_cell
 
 

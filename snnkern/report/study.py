@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from snnkern._files import write_atomically
+
 CurveKind = Literal["attack", "certificate"]
 Raster = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
@@ -444,18 +446,3 @@ def _load_sample(
         rasters=rasters,
         **numbers,
     )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` as a whole, making its folder if needed.
-
-    A reader finds the old file or the new one, never a part of either.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from snnkern._files import write_atomically
 
 # Marks what JSON has no word for. No state has such a key of its own.
 _TENSOR, _PAIRS, _TUPLE = "$tensor", "$pairs", "$tuple"
@@ -47,23 +47,6 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint of snnkern: {error}") from error
     state: dict[str, Any] = _with_tensors(skeleton, tensors)
     return state
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` make a temporary file beside ``path``, and renames it once it is on disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    _flush(temporary, os.O_RDWR)
-    temporary.replace(path)
-    _flush(path.parent, os.O_RDONLY)  # the renaming itself
-
-
-def _flush(path: Path, mode: int) -> None:
-    descriptor = os.open(path, mode)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _without_tensors(value: Any, way: str, tensors: dict[str, Tensor]) -> Any:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from snnkern._files import write_atomically
 from snnkern._info import machine
 from snnkern._version import __version__
-from snnkern.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from snnkern.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,7 @@ class RunFolder:
         self.state: dict[str, Any] | None = None
         if self.last.exists():
             if not resume:
-                raise ValueError(
-                    f"folder is {path}, which holds a run: resume=True (snnkern train --resume) "
-                    "goes on with it, another folder starts a new one"
-                )
+                check_free(path)
             self.state = load_checkpoint(self.last)
             self._check_settings(self.state["settings"])
             kept = path / "recipe.toml"
@@ -125,10 +123,7 @@ class RunFolder:
                 save_checkpoint(path, state)
 
     def _write(self, name: str, text: str) -> None:
-        def write(file: Path) -> None:
-            file.write_text(text, encoding="utf-8")
-
-        write_atomically(self.path / name, write)
+        write_atomically(self.path / name, text.encode())
 
     def _check_settings(self, begun: dict[str, Any]) -> None:
         for name, value in self.settings.items():
@@ -137,6 +132,15 @@ class RunFolder:
                     f"{name} is {value!r}, expected {begun.get(name)!r}, with which the run in "
                     f"{self.path} began"
                 )
+
+
+def check_free(folder: Path) -> None:
+    """Raises where a folder holds a run."""
+    if (folder / "last.safetensors").exists():
+        raise ValueError(
+            f"folder is {folder}, which holds a run: resume=True (snnkern train --resume) goes on "
+            "with it, another folder starts a new one"
+        )
 
 
 def _line(record: EpochRecord) -> str:
