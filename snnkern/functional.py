@@ -25,7 +25,8 @@ from snnkern.autograd import (
     NormLIFFunction,
     RateCode,
 )
-from snnkern.surrogate import KINDS, Surrogate, Triangle
+from snnkern.reference import RATE
+from snnkern.surrogate import HART, KINDS, RGA, NotPointwise, Surrogate, Triangle
 
 Charge = Literal["leak", "euler", "euler_box", "decay_input", "decay"]
 Synapse = Literal["none", "charged", "decayed", "jump"]
@@ -194,8 +195,8 @@ def lif(
             is 0. A delayed reset takes a state at or above the threshold for one that has just
             fired. Tensors get gradients.
         current_init: the synapse's current before the first step; like ``v_init``.
-        surrogate: the derivative of a spike, see ``snnkern.surrogate``; or one for every sample of
-            the batch, so that samples are differentiated each in its own way.
+        surrogate: the derivative of a spike, see ``snnkern.surrogate``; or a pointwise one for
+            every sample of the batch, so that samples are differentiated each in its own way.
         detach_reset: no gradient through the spike in the reset; the threshold in it still gets
             one.
         strict: fire at ``v > threshold`` instead of ``v >= threshold``.
@@ -312,13 +313,16 @@ def _neurons(
             )
     if has_synapse and synapse_decay is None:
         raise ValueError(f"synapse_decay is None, expected a value for synapse={synapse!r}")
-    kind, args, normalized, table = _surrogates(surrogate, x)
-    config = config._replace(
-        surrogate=kind,
-        surrogate_args=args,
-        normalized=normalized,
-        overload=_overload(backend, x),
-    )
+    if isinstance(surrogate, RGA | HART) and (
+        has_synapse or (isinstance(surrogate, RGA) and charge != "leak")
+    ):
+        raise ValueError(
+            f"surrogate is {surrogate}, charge is {charge!r} and synapse is {synapse!r}, expected "
+            + ("charge='leak' and " if isinstance(surrogate, RGA) else "")
+            + "no synapse: the rule says nothing of others"
+        )
+    config, table = _with_surrogate(config, surrogate, x)
+    config = config._replace(overload=_overload(backend, x))
     tensors = (
         _parameter(DECAYS[charge], decay, x),
         _parameter("threshold", threshold, x),
@@ -723,13 +727,21 @@ def decay_of(charge: str, given: dict[str, float | Tensor | None]) -> float | Te
     return value
 
 
-def _surrogates(
-    surrogate: Surrogate | Sequence[Surrogate], x: Tensor
-) -> tuple[int, tuple[float, float], bool, Tensor | None]:
-    """Kind, numbers and argument of the surrogate, or a table of one for every sample."""
+def _with_surrogate(
+    config: LIFConfig, surrogate: Surrogate | Sequence[Surrogate], x: Tensor
+) -> tuple[LIFConfig, Tensor | None]:
+    """The options with their surrogate; and a table, where every sample has one of its own."""
     wanted = "a snnkern.surrogate.Surrogate such as snnkern.surrogate.Triangle()"
     if isinstance(surrogate, Surrogate):
-        return KINDS.index(surrogate.kind), surrogate.args, surrogate.normalized, None
+        number = KINDS.index(surrogate.kind) if surrogate.kind in KINDS else 0
+        by_rule = surrogate.kind not in KINDS
+        config = config._replace(
+            surrogate=RATE if isinstance(surrogate, RGA) else number,
+            surrogate_args=surrogate.args,
+            normalized=surrogate.normalized,
+            rule=surrogate if by_rule else None,
+        )
+        return config, None
     if not isinstance(surrogate, Sequence) or isinstance(surrogate, str):
         raise TypeError(
             f"surrogate is {surrogate!r} of type {type(surrogate).__name__}, expected {wanted}"
@@ -742,10 +754,10 @@ def _surrogates(
     for number, one in enumerate(surrogate):
         if not isinstance(one, Surrogate):
             raise TypeError(f"surrogate[{number}] is {one!r}, expected {wanted}")
-        if one.kind == "rate":
+        if isinstance(one, NotPointwise):
             raise ValueError(f"surrogate[{number}] is {one}, expected one of a single step")
         rows.append([float(KINDS.index(one.kind)), *one.args, float(one.normalized)])
-    return 0, (0.0, 0.0), False, torch.tensor(rows, dtype=torch.float64, device=x.device)
+    return config, torch.tensor(rows, dtype=torch.float64, device=x.device)
 
 
 def _check_dense(name: str, value: Tensor) -> None:
