@@ -157,8 +157,16 @@ def run_of(recipe: Recipe, seed: int, epochs: int | None, folder: Path) -> Path:
     if "start" in recipe.settings:
         start = run_of(Recipe.load(recipe.settings["start"]), seed, epochs, folder)
     if recipe.trains:
-        options = {"device": "cpu", "start": start, "progress": False}
-        train(recipe, run, epochs=epochs, seed=seed, resume=True, **options)
+        train(
+            recipe,
+            run,
+            epochs=epochs,
+            seed=seed,
+            resume=True,
+            device="cpu",
+            start=start,
+            progress=False,
+        )
     elif start is not None and not (run / "last.safetensors").exists():
         convert_run(start, recipe, folder=run, seed=seed, device="cpu", progress=False)
     return run
