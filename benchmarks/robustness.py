@@ -76,10 +76,11 @@ class Paper(NamedTuple):
     above: tuple[tuple[str, str], ...]
     alike: tuple[tuple[str, str], ...] = ()
     attacks: Callable[[float], dict[str, Attack]] = through_time_and_rate
-    iterated: tuple[tuple[str, str], ...] = tuple(
-        (f"FGSM {gradient}", f"{kind} {gradient}")
-        for kind in ("PGD", "BIM")
-        for gradient in ("BPTT", "BPTR")
+    iterated: tuple[tuple[str, str], ...] = (
+        ("FGSM BPTT", "PGD BPTT"),
+        ("FGSM BPTR", "PGD BPTR"),
+        ("FGSM BPTT", "BIM BPTT"),
+        ("FGSM BPTR", "BIM BPTR"),
     )
     source: str | None = None
 
