@@ -37,7 +37,8 @@ def conv_net(make: Make, step_mode: str = "m") -> nn.Module:
         model[0].bias += 0.5
         model[4].bias += 1.5
     functional.set_step_mode(model, step_mode)
-    return model
+    result: nn.Module = model
+    return result
 
 
 def images(*shape: int, ties: bool = False) -> Tensor:
