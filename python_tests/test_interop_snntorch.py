@@ -159,6 +159,16 @@ def test_shapes_of_parameters(shape: tuple[int, ...], mechanism: str) -> None:
         fused.reset_mem()
 
 
+@pytest.mark.parametrize("now", [False, True])
+@pytest.mark.parametrize("mechanism", ["subtract", "zero", "none"])
+def test_membranes_at_the_threshold(mechanism: str, now: bool) -> None:
+    """They neither fire nor are reset."""
+    neuron = snn.Leaky(0.5, reset_mechanism=mechanism, reset_delay=not now, init_hidden=True)
+    own, fused, _ = twins(neuron)
+    x = (torch.randn(9, 3, 50, generator=torch.Generator().manual_seed(0)) * 4).round() / 4
+    assert_same_calls(own, fused, [x], step_by_step, states)
+
+
 def test_a_learnt_beta_beyond_its_range_acts_clamped() -> None:
     own, fused, _ = twins(snn.Leaky(1.2, init_hidden=True, **LEARNT))
     assert_same_calls(own, fused, [images(5, 3, 9)], step_by_step, states)
