@@ -36,8 +36,11 @@ class Fused(GradientMode):
         """Why the options of the module keep it from running fused; empty where it can."""
         raise NotImplementedError
 
-    def unfit(self, x: Tensor, *others: Tensor | None) -> str:
-        """Why this call cannot run fused; empty where it can. ``others``: tensor parameters."""
+    def unfit(self, x: Tensor, features: torch.Size | None = None, **parameters: Tensor) -> str:
+        """Why this call cannot run fused; empty where it can.
+
+        ``features``: the shape of a sample, which parameters are to broadcast to.
+        """
         if reason := self.why_not():
             return reason
         if x.layout != torch.strided:
@@ -48,8 +51,11 @@ class Fused(GradientMode):
             return f"the input is {x.dtype}"
         if x.numel() == 0:
             return "the input is empty"
-        if any(t is not None and t.dtype not in (torch.float32, x.dtype) for t in others):
-            return "a parameter is of another dtype than the input"
+        for name, value in parameters.items():
+            if value.dtype not in (torch.float32, x.dtype):
+                return f"{name} is {value.dtype} and the input {x.dtype}"
+            if value.numel() > 1 and not _broadcasts(value.shape, features):
+                return f"{name} has shape {list(value.shape)}, which is not one of features"
         return ""
 
     def leave(self, reason: str) -> None:
@@ -116,6 +122,12 @@ class Library(NamedTuple):
             return ""
         checked = " and ".join(self.versions)
         return f"{self.name} is {version}, the equations were checked against {checked}"
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size | None) -> bool:
+    if to is None or len(shape) > len(to):
+        return False
+    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
 
 
 def modules_of(package: ModuleType) -> tuple[type[nn.Module], ...]:

@@ -63,18 +63,6 @@ class FusedNeuron(Fused):
         """The decays as they act, and the threshold."""
         return {"leak": self.beta.clamp(0, 1), "threshold": self.threshold}
 
-    def unfit_for(self, x: Tensor) -> str:
-        """``unfit`` with the parameters, whose shapes must be those of features."""
-        parameters = self.parameters_of_step()
-        features = x.shape[1:] if x.dim() > 1 else x.shape
-        for name, value in parameters.items():
-            if value.numel() > 1 and (
-                value.dim() > len(features)
-                or torch.broadcast_shapes(value.shape, features) != features
-            ):
-                return f"{name} has shape {list(value.shape)}, which is not one of features"
-        return self.unfit(x, *parameters.values())
-
     def fired(self, mem: Tensor) -> Tensor:
         """Where the next step resets."""
         return mem.detach() > self.threshold.detach()
@@ -127,7 +115,8 @@ class FusedNeuron(Fused):
         """One step, with the states that were handed in or those of the call before."""
         passed = {name: state for name, state in given.items() if state is not None}
         misused = self.init_hidden and passed
-        reason = "" if misused else self.unfit_for(x)
+        features = x.shape[1:] if x.dim() > 1 else x.shape
+        reason = "" if misused else self.unfit(x, features, **self.parameters_of_step())
         if misused or reason:
             if reason:
                 self.leave(reason)
