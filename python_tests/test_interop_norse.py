@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from python_tests.twins import assert_same_calls, assert_same_state_dict, twins
+from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
 from snnkern.interop import accelerate, restore
 
 norse = pytest.importorskip("norse.torch", exc_type=ImportError)
@@ -29,9 +29,8 @@ class Net(nn.Module):
         self.fc = nn.Linear(4 * 9, 5)
         self.lif1, self.lif2 = lif1, lif2
         self.kept: list[Any] = [None, None]
-        with torch.no_grad():
-            self.conv.bias += 2
-            self.fc.bias += 6
+        lift(self.conv, 2)
+        lift(self.fc, 6)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         first, second = self.kept

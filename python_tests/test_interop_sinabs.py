@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from python_tests.twins import assert_same_calls, assert_same_state_dict, twins
+from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
 from snnkern.interop import accelerate, restore
 
 sl = pytest.importorskip("sinabs.layers", exc_type=ImportError)
@@ -61,9 +61,8 @@ def conv_net(kind: Any, options: dict[str, Any]) -> nn.Module:
         nn.Linear(4 * 9, 5),
         SQUEEZED[kind](num_timesteps=T, **options),
     )
-    with torch.no_grad():
-        model[0].bias += 1
-        model[4].bias += 2
+    lift(model[0], 1)
+    lift(model[4], 2)
     return model
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from python_tests.twins import assert_same_calls, assert_same_state_dict, twins
+from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
 from snnkern.interop import accelerate, restore
 
 snn = pytest.importorskip("snntorch")
@@ -28,6 +28,9 @@ def _no_instances() -> None:
 class PassesStates(nn.Module):
     """The usual network, with the loop over time in its forward."""
 
+    lif1: Any
+    lif2: Any
+
     def __init__(self, make: Make) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -35,8 +38,7 @@ class PassesStates(nn.Module):
         self.lif1 = make()
         self.fc = nn.Linear(4 * 9, 5)
         self.lif2 = make()
-        with torch.no_grad():
-            self.fc.bias += 1.0
+        lift(self.fc, 1.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         states: list[list[Tensor]] = [
@@ -64,8 +66,7 @@ def hidden_net(make: Make) -> nn.Module:
         nn.Linear(4 * 9, 5),
         make(init_hidden=True, output=True),
     )
-    with torch.no_grad():
-        model[4].bias += 1.0
+    lift(model[4], 1.0)
     return model
 
 

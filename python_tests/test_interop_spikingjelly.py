@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from python_tests.twins import assert_same_calls, assert_same_state_dict, twins
+from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
 from snnkern import gradient
 from snnkern.interop import accelerate, restore
 from snnkern.surrogate import Triangle
@@ -25,7 +25,7 @@ Make = Callable[[], nn.Module]
 
 def conv_net(make: Make, step_mode: str = "m") -> nn.Module:
     torch.manual_seed(0)
-    model: Any = nn.Sequential(
+    model = nn.Sequential(
         layer.Conv2d(2, 4, 3, padding=1),
         make(),
         layer.MaxPool2d(2),
@@ -33,12 +33,10 @@ def conv_net(make: Make, step_mode: str = "m") -> nn.Module:
         layer.Linear(4 * 9, 5),
         make(),
     )
-    with torch.no_grad():  # for every layer to fire
-        model[0].bias += 0.5
-        model[4].bias += 1.5
+    lift(model[0], 0.5)
+    lift(model[4], 1.5)
     functional.set_step_mode(model, step_mode)
-    result: nn.Module = model
-    return result
+    return model
 
 
 def images(*shape: int, ties: bool = False) -> Tensor:

@@ -23,6 +23,12 @@ def twins(model: nn.Module, **options: Any) -> tuple[Any, Any, Report]:
     return model, fused, accelerate(fused, **options)
 
 
+def lift(layer: Any, by: float) -> None:
+    """For the neurons behind the layer to fire."""
+    with torch.no_grad():
+        layer.bias += by
+
+
 def leaves(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import MutableMapping
 from importlib import metadata
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,19 @@ class Fused(GradientMode):
     corrected: bool = False
     library_class: ClassVar[type[nn.Module]]
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What the library's class has."""
+
     def why_not(self) -> str:
         """Why the options of the module keep it from running fused; empty where it can."""
         raise NotImplementedError
 
-    def unfit(self, x: Tensor, features: torch.Size | None = None, **parameters: Tensor) -> str:
+    def unfit(self, x: Tensor, features: torch.Size | None = None, **parameters: Any) -> str:
         """Why this call cannot run fused; empty where it can.
 
-        ``features``: the shape of a sample, which parameters are to broadcast to.
+        ``features``: the shape of a sample, which parameters that are tensors broadcast to.
         """
         if reason := self.why_not():
             return reason
@@ -52,6 +57,8 @@ class Fused(GradientMode):
         if x.numel() == 0:
             return "the input is empty"
         for name, value in parameters.items():
+            if not isinstance(value, Tensor):
+                continue
             if value.dtype not in (torch.float32, x.dtype):
                 return f"{name} is {value.dtype} and the input {x.dtype}"
             if value.numel() > 1 and not _broadcasts(value.shape, features):
@@ -64,20 +71,18 @@ class Fused(GradientMode):
         warnings.warn(f"{name} runs the library's own steps: {reason}", stacklevel=4)
 
     def run_fused(
-        self,
-        x: Tensor,
-        v: Tensor | None,
-        current: Tensor | None = None,
-        *,
-        surrogate: Surrogate,
-        **options: Any,
+        self, x: Tensor, *states: Tensor, surrogate: Surrogate | str | None, **options: Any
     ) -> tuple[Tensor, ...]:
-        """Spikes, final state and synaptic current of ``x``, ``[T, ...]`` with or without batch."""
+        """Spikes and states after ``x``, ``[T, ...]`` with or without a batch.
+
+        ``states``: the membrane and, if there is a synapse, its current.
+        """
         if self.is_relu:
             raise ValueError(
                 f"g is 'relu' and the model holds a {self.library_class.__name__}, expected a "
                 "surrogate or 'rate': the time axis of an accelerated model cannot be dropped"
             )
+        assert isinstance(surrogate, Surrogate)  # what why_not is for
         surrogate = self.active_surrogate(surrogate)
         if isinstance(surrogate, Rate) and len(x) == 1:
             raise ValueError(
@@ -87,21 +92,18 @@ class Fused(GradientMode):
         shape = x.shape[1:]
         if flat := x.dim() < 2:
             x = x.reshape(len(x), 1)
-        for name, start in (("v_init", v), ("current_init", current)):
-            if start is not None:
-                options[name] = start.reshape(x.shape[1:]) if flat else start
-        call: Any = functional.lif
-        spikes, *states = call(x, surrogate=surrogate, return_state=True, **options)
+            states = tuple(state.reshape(1) for state in states)
+        starts = dict(zip(("v_init", "current_init"), states, strict=False))
+        lif: Any = functional.lif
+        spikes, *ends = lif(x, surrogate=surrogate, return_state=True, **starts, **options)
         if flat:
-            return spikes.reshape(len(x), *shape), *(state.reshape(shape) for state in states)
-        return spikes, *states
+            return spikes.reshape(len(x), *shape), *(state.reshape(shape) for state in ends)
+        return spikes, *ends
 
-    def step_fused(
-        self, x: Tensor, v: Tensor | None, current: Tensor | None = None, **options: Any
-    ) -> tuple[Tensor, ...]:
+    def step_fused(self, x: Tensor, *states: Tensor, **options: Any) -> tuple[Tensor, ...]:
         """``run_fused`` for one time step without its axis."""
-        spikes, *states = self.run_fused(x.unsqueeze(0), v, current, **options)
-        return spikes.squeeze(0), *states
+        spikes, *ends = self.run_fused(x.unsqueeze(0), *states, **options)
+        return spikes.squeeze(0), *ends
 
 
 class Library(NamedTuple):

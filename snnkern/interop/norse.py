@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from snnkern.interop.fused import Fused, Library, is_number, number, spread
 from snnkern.surrogate import FastSigmoid, Surrogate, Triangle
 
-TENSORS = ("threshold", "rate", "synapse_decay")  # options of ``lif`` that may be tensors
-
 
 class FusedModule(Fused):
     """What the neurons share: parameters in a tuple, states that are passed and handed out."""
@@ -81,8 +79,7 @@ class FusedModule(Fused):
     def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Spikes and the last state."""
         options = self.fused_options()
-        tensors = {n: options[n] for n in TENSORS if isinstance(options.get(n), Tensor)}
-        if reason := self.unfit(input_tensor, self.features_of(input_tensor), **tensors):
+        if reason := self.unfit(input_tensor, self.features_of(input_tensor), **options):
             self.leave(reason)
             own: Any = super()
             result: tuple[Tensor, Any] = own.forward(input_tensor, state)
@@ -101,8 +98,8 @@ class FusedModule(Fused):
         states = [part.to(x.device, dtype).expand(shape) for part in state]
 
         options = self.fused_options()
-        for name in TENSORS:
-            if isinstance(value := options.get(name), Tensor):
+        for name, value in options.items():
+            if isinstance(value, Tensor):
                 options[name] = spread(value.to(x.device), shape)
         spikes, *states = self.run_fused(x, *states, **options)
         return spikes, self.state_type(*states)

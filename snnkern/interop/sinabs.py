@@ -17,6 +17,8 @@ class FusedLayer(Fused):
 
     spike_threshold: Tensor
     v_mem: Tensor
+    i_syn: Any
+    recordings: dict[str, Tensor]
 
     @property
     def single_spike(self) -> bool:
@@ -70,20 +72,18 @@ class FusedLayer(Fused):
 
     def take(self, x: Tensor) -> None:
         """States for an input of this shape, as the library makes them of those it has."""
-        own: Any = self
         shape = (len(x), *x.shape[2:])
-        if not own.is_state_initialised():
-            own.init_state_with_shape(shape)
-        elif not own.state_has_shape(shape):
-            if own.has_trailing_dimension(x.shape[2:]):
-                own.handle_state_batch_size_mismatch(len(x))
+        if not self.is_state_initialised():
+            self.init_state_with_shape(shape)
+        elif not self.state_has_shape(shape):
+            if self.has_trailing_dimension(x.shape[2:]):
+                self.handle_state_batch_size_mismatch(len(x))
             else:
-                own.init_state_with_shape(shape)
+                self.init_state_with_shape(shape)
 
     def forward(self, input_data: Tensor) -> Tensor:
         """Spikes ``[N, T, ...]``."""
-        own: Any = self
-        leak, decay = own.alpha_mem_calculated, own.alpha_syn_calculated
+        leak, decay = self.alpha_mem_calculated, self.alpha_syn_calculated
         options = {"leak": leak, "threshold": self.spike_threshold}
         if decay is not None:
             options["synapse_decay"] = decay
@@ -96,12 +96,12 @@ class FusedLayer(Fused):
         x = input_data.transpose(0, 1)
         options = {name: spread(p.to(x.device), x.shape[1:]) for name, p in options.items()}
         gain = 1.0
-        if own.norm_input:
+        if self.norm_input:
             if is_number(leak) and not leak.is_cuda:
                 gain = number(1 - leak)
             else:
                 x = (1 - leak) * x
-        states = [self.v_mem, *([] if decay is None else [own.i_syn])]
+        states = [self.v_mem, *([] if decay is None else [self.i_syn])]
         spikes, *states = self.run_fused(
             x,
             *states,
@@ -112,10 +112,10 @@ class FusedLayer(Fused):
             **(self.resets or {}),
         )
         spikes = spikes.transpose(0, 1).contiguous()
-        own.v_mem = states[0]
-        own.i_syn = None if decay is None else states[1]
-        own.recordings = {}
-        own.firing_rate = spikes.mean()
+        self.v_mem = states[0]
+        self.i_syn = None if decay is None else states[1]
+        self.recordings = {}
+        self.firing_rate = spikes.mean()
         return spikes
 
     def __deepcopy__(self, memo: Any = None) -> Any:

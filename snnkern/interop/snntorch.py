@@ -40,7 +40,7 @@ class FusedNeuron(Fused):
     """What Leaky and Synaptic share: the membrane, its reset, and the spikes' factor."""
 
     states: ClassVar[tuple[str, ...]] = ("mem",)  # in the order of the library's arguments
-    synapse: ClassVar[dict[str, str]] = {}
+    synapse: ClassVar[dict[str, Any]] = {}
     beta: Tensor
     threshold: Tensor
     mem: Tensor

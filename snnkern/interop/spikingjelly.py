@@ -50,6 +50,7 @@ class FusedNode(Fused):
 
     v_threshold: float
     v_reset: float | None
+    v: Any
 
     @property
     def rest(self) -> float:
@@ -150,11 +151,10 @@ class FusedNode14(FusedNode):
         return super().why_not()
 
     def _start(self, x: Tensor) -> Tensor:
-        own: Any = self
-        own.v_float_to_tensor(x)
+        self.v_float_to_tensor(x)
         if self.corrected and x.dtype in HALF:
-            own.v = own.v.float()
-        v: Tensor = own.v
+            self.v = self.v.float()
+        v: Tensor = self.v
         return v
 
     def single_step_forward(self, x: Tensor) -> Tensor:
