@@ -19,7 +19,7 @@ def _library(name: str) -> Library:
     return library
 
 
-def _library_of(module: nn.Module) -> Library | None:
+def library_of(module: nn.Module) -> Library | None:
     """The library whose neuron ``module`` is, subclasses included."""
     for ancestor in type(module).__mro__:
         name = ancestor.__module__.split(".")[0]
@@ -77,7 +77,7 @@ def accelerate(model: nn.Module, *, corrected: bool = False) -> Report:
     """
     report = Report()
     for name, module in model.named_modules():
-        library = _library_of(module)
+        library = library_of(module)
         if library is None:
             continue
         restore_module(module)

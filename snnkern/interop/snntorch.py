@@ -111,12 +111,28 @@ class FusedNeuron(Fused):
             if state.shape != x.shape:
                 setattr(self, name, torch.zeros_like(x, device=state.device))
 
+    def features_of(self, x: Tensor) -> torch.Size:
+        """The shape of a sample of one step, which has a batch where it has two dimensions."""
+        return x.shape[1:] if x.dim() > 1 else x.shape
+
+    def in_one(self, x: Tensor, *given: Tensor) -> Tensor | None:
+        """Spikes of all steps ``[T, N, ...]`` in one op; None where a step has more to it."""
+        x_0 = x[0]
+        if not self.reset_delay or self.unfit(
+            x_0, self.features_of(x_0), **self.parameters_of_step()
+        ):
+            return None
+        for name, state in zip(self.states, given, strict=False):
+            setattr(self, name, state)
+        self.take(x_0)
+        return self.graded(self.advance(x, self.mechanism))
+
     def call(self, x: Tensor, **given: Tensor | None) -> Any:
         """One step, with the states that were handed in or those of the call before."""
         passed = {name: state for name, state in given.items() if state is not None}
         misused = self.init_hidden and passed
-        features = x.shape[1:] if x.dim() > 1 else x.shape
-        reason = "" if misused else self.unfit(x, features, **self.parameters_of_step())
+        parameters = self.parameters_of_step()
+        reason = "" if misused else self.unfit(x, self.features_of(x), **parameters)
         if misused or reason:
             if reason:
                 self.leave(reason)
