@@ -67,6 +67,10 @@ NODES: dict[str, Make] = {
     "LIF no decay of input": lambda: neuron.LIFNode(tau=3.0, decay_input=False),
     "LIF no decay, soft": lambda: neuron.LIFNode(tau=3.0, decay_input=False, v_reset=None),
     "LIF no decay, to -0.3": lambda: neuron.LIFNode(tau=3.0, decay_input=False, v_reset=-0.3),
+    "LIF no decay, tau=4": lambda: neuron.LIFNode(tau=4.0, decay_input=False),
+    "LIF no decay, tau=4, to -0.3": lambda: neuron.LIFNode(
+        tau=4.0, decay_input=False, v_reset=-0.3
+    ),
     "LIF detached": lambda: neuron.LIFNode(detach_reset=True, surrogate_function=surrogate.ATan()),
     "LIF that stores": lambda: neuron.LIFNode(store_v_seq=True),
     "IF": lambda: neuron.IFNode(surrogate_function=surrogate.ATan(3.0)),
