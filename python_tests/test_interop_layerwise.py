@@ -173,7 +173,11 @@ def compare(
 
 @EVERY_NEURON
 def test_a_loop_that_passes_states(make: Callable[..., nn.Module]) -> None:
-    compare(lambda: Passed(make), [images(T, 3, 2, 6, 6), images(T, 2, 2, 6, 6)], run)
+    compare(
+        lambda: Passed(make),
+        [images(T, 3, 2, 6, 6), images(T, 3, 2, 6, 6), images(T, 2, 2, 6, 6)],
+        run,
+    )
 
 
 @pytest.mark.parametrize("name", ["subtract", "zero", "none", "synaptic"])
