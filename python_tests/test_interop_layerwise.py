@@ -271,6 +271,36 @@ def test_batch_norm_in_training_sees_one_step_at_a_time() -> None:
         assert torch.equal(fast(x), model(x))
 
 
+class ReadsAStepTwice(Loop):
+    """For the shape of the state, and a parameter of the model's own at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem = torch.zeros_like(x[0])
+        spikes = []
+        for t in range(T):
+            s, mem = self.lif1(x[t] * self.gain + x[t], mem)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+def test_an_input_that_is_read_more_than_once() -> None:
+    compare(ReadsAStepTwice, [images(T, 3, 7), images(T, 3, 7)], run)
+
+
+class EveryOther(Loop):
+    def forward(self, x: Tensor) -> Tensor:
+        mem = torch.zeros_like(x[0])
+        spikes = []
+        for t in range(T):
+            s, mem = self.lif1(x[2 * t], mem)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
 class Recurrent(Loop):
     def forward(self, x: Tensor) -> Tensor:
         utils.reset(self)
@@ -309,7 +339,12 @@ class PassesOneStep(Loop):
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
-    "recurrent": (lambda: Recurrent(init_hidden=True), T, "(of another step|depends on itself)"),
+    "recurrent": (
+        lambda: Recurrent(init_hidden=True),
+        T,
+        "lif2_1 reads add_1, which is nothing that its step 0 reads",
+    ),
+    "every other step": (EveryOther, T, "which is nothing that its step 0 reads"),
     "crossed": (Crossed, T, "starts from .*, expected the state that its own step before left"),
     "branching": (lambda: Branching(init_hidden=True), T, "cannot be traced"),
     "another number of steps": (Passed, T + 1, f"'lif1': {T}, .* expected each {T + 1} times"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
+from snnkern import functional
 from snnkern.interop import accelerate, restore
 
 snn = pytest.importorskip("snntorch")
@@ -243,3 +244,18 @@ def test_half_inputs() -> None:
         assert spikes.dtype == torch.bfloat16
         assert torch.equal(spikes.float(), own(x_t.float()))
         assert torch.equal(fused.mem, own.mem)
+
+
+def test_a_gpu_is_asked_for_values_once_per_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at values waits for it. Here the CPU plays its part."""
+    seen: list[str] = []
+    monkeypatch.setattr(functional, "waits_for_device", lambda value: True)
+    monkeypatch.setattr(functional, "check_parameter", lambda name, value: seen.append(name))
+    neuron: Any = snn.Synaptic(0.8, 0.9, init_hidden=True, **LEARNT)
+    accelerate(neuron)
+    for _ in range(2):
+        for x_t in images(4, 3, 7).unbind(0):
+            neuron(x_t)
+        with torch.no_grad():
+            neuron.threshold += 0.1
+    assert seen == ["threshold"] * 2

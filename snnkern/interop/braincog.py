@@ -9,7 +9,7 @@ from braincog.base.node import node
 from braincog.base.strategy import surrogate
 from torch import Tensor
 
-from snnkern.interop.fused import Fused, Library, is_number, number
+from snnkern.interop.fused import Fused, Library, bounded, is_number, number
 from snnkern.surrogate import ATan, Rectangle, Sigmoid, Surrogate, Triangle
 
 
@@ -130,7 +130,7 @@ class FusedPLIFNode(FusedNode, node.PLIFNode):
 
     def fused_options(self) -> dict[str, Any]:
         """``w`` learns through the rate."""
-        return super().fused_options() | {"charge": "euler", "rate": self.w.sigmoid()}
+        return super().fused_options() | {"charge": "euler", "rate": bounded(self.w.sigmoid())}
 
 
 LIBRARY = Library(

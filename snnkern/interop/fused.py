@@ -6,7 +6,7 @@ import warnings
 from collections.abc import MutableMapping
 from importlib import metadata
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ def number(value: float | Tensor) -> float:
     """The value of a 0-d tensor, for which a GPU is waited for once per change."""
     if not isinstance(value, Tensor):
         return float(value)
-    if not value.is_cuda:
+    if not functional.waits_for_device(value):
         return float(value.item())
     known = _numbers.get(value)
     if known is None or known[0] != value._version:
@@ -165,17 +165,21 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-@overload
-def spread(value: Tensor, shape: torch.Size) -> Tensor: ...
-@overload
-def spread(value: float, shape: torch.Size) -> float: ...
-def spread(value: Tensor | float, shape: torch.Size) -> Tensor | float:
+def bounded(value: Tensor) -> Tensor:
+    """A parameter that is in its range by the way it was made: nobody needs to look."""
+    if not torch.compiler.is_compiling():
+        value.within_bounds = True  # type: ignore[attr-defined]
+    return value
+
+
+def spread(name: str, value: Tensor, shape: torch.Size) -> Tensor:
     """A parameter that broadcasts against the last dimensions of a step ``[N, ...]``, for ``lif``.
 
-    One value, one per feature of ``[N, C]``, or one for every neuron.
+    One value, one per feature of ``[N, C]``, or one for every neuron. On a GPU its values are
+    looked at when they changed, not whenever there is a new view of them.
     """
-    if not isinstance(value, Tensor):
-        return value
-    if value.numel() == 1:
-        return value.reshape(())
-    return value.expand(shape[1:])
+    view = value.reshape(()) if value.numel() == 1 else value.expand(shape[1:])
+    if torch.compiler.is_compiling() or not functional.waits_for_device(value):
+        return view
+    functional.check_values(name, value)
+    return bounded(view)

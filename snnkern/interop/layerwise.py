@@ -238,7 +238,7 @@ class Layerwise(nn.Module):
     # Which nodes are the same one at different steps.
 
     def _group(self) -> dict[fx.Node, Item]:
-        nodes = [node for node in self._graph.nodes if node.op != "output"]
+        nodes: list[Any] = [node for node in self._graph.nodes if node.op != "output"]
         if not self.has_loop:
             return {node: Item([node], node.op != "get_attr") for node in nodes}
         numbers: dict[Any, int] = {}
@@ -258,32 +258,30 @@ class Layerwise(nn.Module):
             members[keys[node]].append(node)
         items: dict[fx.Node, Item] = {}
         for group in members.values():
-            together = len(group) == self.timesteps and group[0].op not in (
+            alike = group[0].op == "get_attr"
+            in_time = len(group) == self.timesteps and group[0].op not in (
                 "get_attr",
                 "placeholder",
             )
-            for item in [Item(group, True)] if together else [Item([n], False) for n in group]:
-                items |= dict.fromkeys(item.nodes, item)
+            for same in [group] if alike or in_time else [[node] for node in group]:
+                items |= dict.fromkeys(same, Item(same, in_time))
         return items
 
-    def _steps_of_inputs(self) -> dict[fx.Node, tuple[str, int, int]]:
-        """Nodes that take one step of an input: its name, the dimension, and which of several."""
+    def _steps_of_inputs(self) -> dict[fx.Node, tuple[str, int]]:
+        """Nodes that take one step of an input, if each is taken: its name, and the dimension."""
         found = {}
         for source in self._graph.nodes:
             if source.op != "placeholder" and source.target not in ("unbind", torch.unbind):
                 continue
-            takers: Any = defaultdict(lambda: defaultdict(list))
-            for user in source.users:
+            takers: Any = defaultdict(dict)
+            for user in list(source.users):
                 if user.op == "call_function" and user.target is operator.getitem:
                     dim, t = _index(user.args[1])
-                    takers[dim][t].append(user)
+                    if takers[dim].setdefault(t, user) is not user:
+                        user.replace_all_uses_with(takers[dim][t])
             for dim, at in takers.items():
-                counts = {len(nodes) for nodes in at.values()}
-                if dim < 0 or set(at) != set(range(self.timesteps)) or len(counts) != 1:
-                    continue
-                for nodes in at.values():
-                    for number, node in enumerate(nodes):
-                        found[node] = (source.name, dim, number)
+                if dim >= 0 and set(at) == set(range(self.timesteps)):
+                    found |= dict.fromkeys(at.values(), (source.name, dim))
         return found
 
     def _is_neuron(self, item: Item) -> bool:
@@ -299,6 +297,11 @@ class Layerwise(nn.Module):
                     read = self._read_by_neuron(item, t)
                 for other in read:
                     needed = self._items[other]
+                    if t > 0 and item.in_time and needed not in item.needs:
+                        raise ValueError(
+                            f"step {t} of {node.name} reads {other.name}, which is nothing that "
+                            "its step 0 reads, expected the same at every step"
+                        )
                     if (
                         item.in_time
                         and needed.in_time

@@ -99,8 +99,10 @@ class FusedModule(Fused):
 
         options = self.fused_options()
         for name, value in options.items():
-            if isinstance(value, Tensor):
-                options[name] = spread(value.to(x.device), shape)
+            if is_number(value):
+                options[name] = number(value)
+            elif isinstance(value, Tensor):
+                options[name] = spread(name, value.to(x.device), shape)
         spikes, *states = self.run_fused(x, *states, **options)
         return spikes, self.state_type(*states)
 

@@ -8,7 +8,7 @@ from sinabs import activation
 from sinabs.layers import IAF, LIF, IAFSqueeze, LIFSqueeze, StatefulLayer
 from torch import Tensor
 
-from snnkern.interop.fused import Fused, Library, is_number, number, spread
+from snnkern.interop.fused import Fused, Library, bounded, is_number, number, spread
 from snnkern.surrogate import Erf, Exponential, Surrogate
 
 
@@ -87,6 +87,8 @@ class FusedLayer(Fused):
         options = {"leak": leak, "threshold": self.spike_threshold}
         if decay is not None:
             options["synapse_decay"] = decay
+        if not self.train_alphas:  # but exp(-1 / tau)
+            options |= {n: bounded(p) for n, p in options.items() if n != "threshold"}
         if reason := self.unfit(input_data, input_data.shape[2:], **options):
             self.leave(reason)
             of_library: Any = super()
@@ -94,7 +96,7 @@ class FusedLayer(Fused):
             return result
         self.take(input_data)
         x = input_data.transpose(0, 1)
-        options = {name: spread(p.to(x.device), x.shape[1:]) for name, p in options.items()}
+        options = {n: spread(n, p.to(x.device), x.shape[1:]) for n, p in options.items()}
         gain = 1.0
         if self.norm_input:
             if is_number(leak) and not leak.is_cuda:

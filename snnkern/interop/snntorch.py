@@ -8,7 +8,7 @@ import snntorch
 import torch
 from torch import Tensor
 
-from snnkern.interop.fused import Fused, Library, modules_of, number, spread
+from snnkern.interop.fused import Fused, Library, bounded, modules_of, number, spread
 from snnkern.surrogate import ATan, FastSigmoid, Sigmoid, StraightThrough, Surrogate
 
 SURROGATES = {"atan": ATan, "fast_sigmoid": FastSigmoid, "sigmoid": Sigmoid}
@@ -61,7 +61,7 @@ class FusedNeuron(Fused):
 
     def parameters_of_step(self) -> dict[str, Tensor]:
         """The decays as they act, and the threshold."""
-        return {"leak": self.beta.clamp(0, 1), "threshold": self.threshold}
+        return {"leak": bounded(self.beta.clamp(0, 1)), "threshold": self.threshold}
 
     def fired(self, mem: Tensor) -> Tensor:
         """Where the next step resets."""
@@ -76,7 +76,7 @@ class FusedNeuron(Fused):
         batched = x.dim() > 2
         if not batched:
             x, states = x.unsqueeze(1), [state.unsqueeze(0) for state in states]
-        parameters = {n: spread(p, x.shape[1:]) for n, p in self.parameters_of_step().items()}
+        parameters = {n: spread(n, p, x.shape[1:]) for n, p in self.parameters_of_step().items()}
         spikes, *states = self.run_fused(
             x,
             *states,
@@ -179,7 +179,7 @@ class FusedSynaptic(FusedNeuron, snntorch.Synaptic):
 
     def parameters_of_step(self) -> dict[str, Tensor]:
         """With the decay of the current."""
-        return super().parameters_of_step() | {"synapse_decay": self.alpha.clamp(0, 1)}
+        return super().parameters_of_step() | {"synapse_decay": bounded(self.alpha.clamp(0, 1))}
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
         """One step."""

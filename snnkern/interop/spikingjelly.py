@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
-from snnkern.interop.fused import HALF, Fused, Library, modules_of
+from snnkern.interop.fused import HALF, Fused, Library, bounded, modules_of
 from snnkern.surrogate import ATan, Erf, Exponential, FastSigmoid, Rectangle, Sigmoid, Triangle
 from snnkern.surrogate import Surrogate as OurSurrogate
 
@@ -257,8 +257,8 @@ class FusedParametricLIFNode(Base, neuron.ParametricLIFNode):
         rate = self.w.float().sigmoid() if x.dtype in HALF else self.w.sigmoid()
         options: dict[str, Any] = super().fused_options(x)
         if self.decay_input:
-            return options | {"charge": "euler", "rate": rate, "v_rest": self.rest}
-        return options | {"charge": "leak", "leak": 1.0 - rate}
+            return options | {"charge": "euler", "rate": bounded(rate), "v_rest": self.rest}
+        return options | {"charge": "leak", "leak": bounded(1.0 - rate)}
 
 
 LIBRARY = Library(
