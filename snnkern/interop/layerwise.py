@@ -269,7 +269,7 @@ class Layerwise(nn.Module):
 
     def _steps_of_inputs(self) -> dict[fx.Node, tuple[str, int]]:
         """Nodes that take one step of an input, if each is taken: its name, and the dimension."""
-        found = {}
+        found: dict[fx.Node, tuple[str, int]] = {}
         for source in self._graph.nodes:
             if source.op != "placeholder" and source.target not in ("unbind", torch.unbind):
                 continue
