@@ -23,7 +23,7 @@ def twins(model: nn.Module, **options: Any) -> tuple[Any, Any, Report]:
     return model, fused, accelerate(fused, **options)
 
 
-def lift(layer: Any, by: float) -> None:
+def lift(layer: Any, by: float | Tensor) -> None:
     """For the neurons behind the layer to fire."""
     with torch.no_grad():
         layer.bias += by
