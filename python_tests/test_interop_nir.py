@@ -17,6 +17,8 @@ from snnkern.surrogate import ATan
 nir = pytest.importorskip("nir", exc_type=ImportError)
 ours = pytest.importorskip("snnkern.interop.nir", exc_type=ImportError)
 DT = 1e-3
+# What the libraries call.
+DEPRECATED = pytest.mark.filterwarnings("ignore:nirtorch:DeprecationWarning")
 
 
 def network(*neurons: nn.Module) -> nn.Sequential:
@@ -111,9 +113,8 @@ def test_what_we_write_means_the_same_without_our_metadata() -> None:
 def test_another_dt_keeps_the_time_constant() -> None:
     graph = ours.to_nir(nn.Sequential(LIF(0.9)), torch.rand(2, 3), dt=DT, reset="hard")
     (neuron,) = ours.from_nir(graph, dt=DT / 2, reset="hard")
-    assert neuron.charge == "euler"
-    assert neuron.rate.item() == pytest.approx(0.05)
-    assert neuron.gain == pytest.approx(10)
+    assert neuron.leak.item() == pytest.approx(0.95)
+    assert neuron.gain == pytest.approx(0.5)
 
 
 def test_encoder_and_readout_stay_outside() -> None:
@@ -124,6 +125,65 @@ def test_encoder_and_readout_stay_outside() -> None:
     x = torch.rand(2, 4) * 5
     spikes = ours.from_nir(graph, dt=DT, reset="hard")(x.expand(5, 2, 4))
     assert torch.equal(spikes.mean(0), model(x))
+
+
+def stepwise(model: Any, x: Tensor) -> Tensor:
+    """What nirtorch makes of a graph is called step by step, with its state."""
+    outputs, state = [], None
+    for x_t in x.unbind(0):
+        out = model(x_t) if state is None else model(x_t, state)
+        out, state = out if isinstance(out, tuple) else (out, None)
+        outputs.append(out)
+    return torch.stack(outputs)
+
+
+def two_layers(*neurons: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [TimeDistributed(nn.Linear(4, 6)), TimeDistributed(nn.Linear(6, 5))]
+    return nn.Sequential(layers[0], neurons[0], layers[1], neurons[1])
+
+
+@DEPRECATED
+def test_snntorch_reads_ours() -> None:
+    """Its dt is 1e-4, and a spike resets to zero at once."""
+    reader = pytest.importorskip("snntorch.import_nir", exc_type=ImportError)
+    model = two_layers(LIF(0.9, strict=True), LIF(0.8, 0.3, strict=True))
+    x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
+    spikes = model(x)
+    assert spikes.any()
+    graph = ours.to_nir(model, x[0], dt=1e-4, reset="hard")
+    assert torch.equal(stepwise(reader.import_from_nir(graph), x), spikes)
+
+
+@DEPRECATED
+@pytest.mark.skipif(not ours.HAS_V_RESET, reason="snnTorch writes v_reset")
+def test_we_read_snntorch_s() -> None:
+    snn = pytest.importorskip("snntorch", exc_type=ImportError)
+    writer = pytest.importorskip("snntorch.export_nir", exc_type=ImportError)
+    torch.manual_seed(0)
+    options = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": True}
+    beta, threshold = torch.full((6,), 0.9), torch.full((6,), 0.3)
+    model = nn.Sequential(nn.Linear(4, 6), snn.Leaky(beta, threshold, **options))
+    x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
+    graph = writer.export_to_nir(model, x[0], ignore_dims=[0])
+    twin = ours.from_nir(graph, dt=1e-4, reset="hard")
+    model[1].reset_mem()
+    spikes = stepwise(model, x)
+    assert spikes.any()
+    assert torch.equal(twin(x), spikes)
+
+
+@DEPRECATED
+@pytest.mark.skipif(not ours.HAS_V_RESET, reason="nirtorch wants a newer nir to import for Norse")
+def test_norse_reads_ours() -> None:
+    norse = pytest.importorskip("norse.torch", exc_type=ImportError)
+    euler = {"charge": "euler_box", "strict": True}
+    model = two_layers(LIF(rate=0.5, **euler), LIF(rate=0.4, threshold=0.1, **euler))
+    x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
+    spikes = model(x)
+    assert spikes.any()
+    graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+    assert torch.equal(stepwise(norse.from_nir(graph, dt=DT), x), spikes)
 
 
 REFUSED: dict[str, tuple[Any, str]] = {

@@ -71,6 +71,9 @@ def accelerate(model: nn.Module, *, corrected: bool = False) -> Report:
     Raises:
         ValueError: ``model`` holds no neuron of these libraries.
 
+    torch.compile sees SpikingJelly's neurons whole; those of the others it runs with graph breaks.
+    What fires several times a step (the default of sinabs) is left.
+
     Where a library itself computes NaN (a membrane of infinity after a hard reset; the gradient of
     snnTorch's sigmoid far below the threshold), a fused neuron does not. A threshold that is learnt
     must stay above 0. snnTorch's ``Leaky`` does not update its attribute ``reset``.

@@ -82,7 +82,8 @@ def from_nir(
 
     Args:
         graph: the graph, or the file that holds it.
-        dt: seconds per step. ``LIF`` becomes Euler's step, whose rate ``dt / tau`` is 1 at most.
+        dt: seconds per step. ``LIF`` becomes Euler's step, whose rate ``dt / tau`` is 1 at most;
+            where ``r`` makes up for the rate, ``v = leak * v + x``.
         reset: what a spike does, see ``to_nir``; the file does not tell.
         strict: fire at ``v > v_threshold``, as NIR has it. What ``to_nir`` wrote with this ``dt``
             has a charge and a comparison of its own.
@@ -297,12 +298,14 @@ def _neuron_from_nir(
     rest = _uniform(name, "v_leak", node.v_leak)
     if not (tau >= dt).all():
         raise ValueError(f"{name} has tau {tau.min()}, expected at least dt, which is {dt}")
-    charge = str(_text(ours["charge"])) if known else "euler"
+    charge = _text(ours["charge"]) if known else "euler_box"  # as Norse has it
     r = np.asarray(node.r, dtype=np.float64)
     drive = dt / tau * r
-    if not known and np.ptp(r) > 0 and np.allclose(drive, drive.flat[0], 1e-9, 0) and rest == 0:
-        # Where r makes up for tau: the current as it is, and a leak.
-        return LIF(_parameter(1 - dt / tau), gain=float(drive.flat[0]), **options)
+    makes_up = np.allclose(drive, drive.flat[0], 1e-6, 0) and not (r == 1).all()
+    if not known and makes_up and rest == 0:
+        # r makes up for tau, as snnTorch writes it: the current as it is, and a leak.
+        gain = 1.0 if np.allclose(drive, 1, 1e-6, 0) else float(drive.flat[0])
+        return LIF(_parameter(1 - dt / tau), gain=gain, **options)
     options["gain"] = float(ours["gain"]) if known else _uniform(name, "r", r)
     if charge == "leak":
         return LIF(_parameter(1 - dt / tau), **options)
