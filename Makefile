@@ -20,7 +20,7 @@ help:  ## list the commands
 demo: build  ## set up, then train, attack and certify a small network on handwritten digits
 	$(BIN)/snnkern demo
 
-test: lint  ## set up, check the style, run the tests
+test: lint $(VENV)/.peers  ## set up, check the style, run the tests
 	$(BIN)/python -m pytest
 
 lint: build  ## check formatting, style and types
@@ -62,6 +62,11 @@ $(VENV)/.installed: requirements.txt $(VENV)/pyvenv.cfg
 	@echo "Installing the pinned dependencies, torch is the large one"
 	@if [ -t 1 ]; then quiet=; else quiet=--quiet; fi; \
 	  $(BIN)/python -m pip install $$quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# Without what they ask for: another torch would be among it.
+$(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 # Only links the package into .venv: pip would compile everything anew each time.

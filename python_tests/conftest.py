@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -67,3 +69,18 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> torch.library.Library:
+    """Makes it importable beside a torch for the CPU too, where its kernels cannot be loaded."""
+    if not os.environ.get("CI") and importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        import torchvision as _
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision as _  # noqa: F401
+    return library  # whose end would be that of the ops

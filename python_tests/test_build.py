@@ -322,7 +322,7 @@ def test_requirements_pin_what_the_package_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     asked = [*project["dependencies"], *extras["test"], *extras["demo"], *extras["report"]]
-    asked += [*extras["bench"], *extras["dev"]]
+    asked += [*extras["bench"], *extras["data"], *extras["dev"]]
     missing = []
     for requirement in map(Requirement, asked):
         name = canonicalize_name(requirement.name)

@@ -19,7 +19,7 @@ from snnkern.report import Study
 from snnkern.training import EpochRecord, load_checkpoint
 from snnkern.training.recipe import Recipe
 
-COMMANDS = ("demo", "train", "info")
+COMMANDS = ("demo", "train", "convert", "info")
 
 
 def leave(*arguments: str) -> int:
@@ -50,15 +50,18 @@ def test_the_examples_of_the_help_are_accepted(
     called: list[object] = []
     monkeypatch.setattr("snnkern.demo.demo", lambda *options: called.append(options))
     monkeypatch.setattr("snnkern.cli._train", called.append)
+    monkeypatch.setattr("snnkern.cli._convert", called.append)
     for command in COMMANDS:
         leave(command, "--help")
         example = re.search(r"example: snnkern (.*)", capsys.readouterr().out)
         assert example is not None
         assert main(example[1].split()) == 0
-    demo, train = called
+    demo, train, convert = called
     assert demo == (Path("runs/demo"), 0, 40, True)
     assert isinstance(train, argparse.Namespace)
     assert (train.recipe, train.folder) == ("digits_rat", Path("runs/digits_rat"))
+    assert isinstance(convert, argparse.Namespace)
+    assert (convert.run, convert.timesteps) == (Path("runs/digits_ann"), 8)
 
 
 def test_options_reach_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -166,17 +169,19 @@ def test_options_reach_the_training(
     monkeypatch.setattr("snnkern.training.train.train", train)
     assert main(["train", "digits_hire"]) == 0
     plain: dict[str, object] = dict.fromkeys(
-        ("data", "epochs", "seed", "checkpoint_every", "device")
+        ("data", "epochs", "seed", "checkpoint_every", "device", "start")
     )
     plain |= {"resume": False, "tensorboard": False, "progress": True}
     line = "train digits_hire --folder a --data b --epochs 3 --seed 4 --checkpoint-every 5"
-    assert main([*line.split(), "--device", "cpu", "--resume", "--tensorboard", "--quiet"]) == 0
+    line += " --device cpu --start d"
+    assert main([*line.split(), "--resume", "--tensorboard", "--quiet"]) == 0
     options: dict[str, object] = {
         "data": Path("b"),
         "epochs": 3,
         "seed": 4,
         "checkpoint_every": 5,
         "device": "cpu",
+        "start": Path("d"),
     }
     options |= {"resume": True, "tensorboard": True, "progress": False}
     assert called == [
@@ -193,7 +198,7 @@ def test_options_reach_the_training(
     ("arguments", "message"),
     [
         (["nothing"], "recipe is 'nothing', expected a file or one of those that ship"),
-        (["hire_vgg5_c10"], "this version of snnkern does not convert networks yet"),
+        (["digits_converted"], "start is missing, .* snnkern train digits_ann makes one"),
         (["digits_rat", "--epochs", "0"], "epochs is 0, expected an int of at least 1"),
         (["digits_rat", "--data", "there"], "data.folder is .*expected no such key: digits has"),
     ],
@@ -206,6 +211,35 @@ def test_what_cannot_be_trained_is_told(
     assert told.out == ""
     assert_one_line(told.err, message)
     assert not (tmp_path / "out").exists()
+
+
+def test_convert_then_train(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ann, snn = str(tmp_path / "ann"), str(tmp_path / "snn")
+    quiet = ["--device", "cpu", "--quiet"]
+    assert main(["train", "digits_ann", "--folder", ann, "--epochs", "3", *quiet]) == 0
+    capfd.readouterr()
+    options = ["--statistic", "maximum", "--batch-size", "32", "--layers", "2", "--scale", "0.5"]
+    assert main(["convert", ann, "--timesteps", "6", *options, *quiet]) == 0
+    told = capfd.readouterr()
+    assert told.err == ""
+    *rows, last = told.out.splitlines()
+    assert [re.sub(r"[\d.]+$", "", row) for row in rows] == [
+        f"layers.{i}: threshold " for i in (1, 3, 6)
+    ]
+    assert rows[2].endswith(" 1")
+    assert re.fullmatch(
+        r"test accuracy [\d.]+% of the ReLU network, [\d.]+% of the spiking network \(T = 6\); "
+        rf"run in {ann}_converted",
+        last,
+    )
+    assert main(["convert", ann, *quiet]) == 1
+    assert_one_line(capfd.readouterr().err, "ann_converted, which holds a run")
+    assert main(["convert", snn, *quiet]) == 1
+    assert_one_line(capfd.readouterr().err, "snn, expected the folder of a run")
+    start = ["--start", f"{ann}_converted"]
+    line = ["train", "digits_converted", "--folder", snn, "--epochs", "1", *quiet]
+    assert main([*line, *start]) == 0
+    assert capfd.readouterr().out.startswith("Digits, converted: test accuracy")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

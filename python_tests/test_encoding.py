@@ -61,6 +61,31 @@ def test_the_layer() -> None:
         assert torch.equal(layer(x), 0.5 * x[None])
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_quantised_input(coding: Coding, bits: int) -> None:
+    low = -1.0 if coding == "signed_poisson" else 0.0
+    levels = [low + (1 - low) * k / (2**bits - 1) for k in range(2**bits)]
+    x = torch.linspace(low, 1, 1001, dtype=torch.float64).requires_grad_()
+    layer = nn.RateCoding(5, coding, rate=0.5, bits=bits)
+    with nn.gradient(torch.nn.Sequential(layer, nn.LIF()), "relu"):  # what it draws at the rate of
+        rounded = 2 * layer(x)[0]
+    nearest = torch.tensor(levels, dtype=torch.float64)
+    assert (rounded.detach()[:, None] - nearest).abs().min(1).values.max() < 1e-15
+    assert len(rounded.unique()) == 2**bits
+    assert (rounded - x).abs().max() <= (1 - low) / (2**bits - 1) / 2 + 1e-12
+    assert rounded[0] == low
+    assert rounded[-1] == 1
+    draws = [torch.Generator().manual_seed(0) for _ in range(2)]
+    spikes = layer(x, draws[0])
+    plain = nn.RateCoding(5, coding, rate=0.5)
+    assert torch.equal(spikes, plain(rounded, draws[1]))
+    upstream = torch.rand_like(spikes)
+    (gradient,) = torch.autograd.grad(spikes, x, upstream)
+    torch.testing.assert_close(gradient, 0.5 * upstream.sum(0))
+    assert repr(layer).endswith(f"rate=0.5, bits={bits})")
+
+
 def test_bad_arguments() -> None:
     x = torch.rand(2, 3)
     with pytest.raises(TypeError, match=r"x has dtype torch.int64, expected a floating-point"):
@@ -75,6 +100,8 @@ def test_bad_arguments() -> None:
         encode(x, draws=torch.rand(3, 2))
     with pytest.raises(ValueError, match=r"rate is 0, expected a finite number above 0"):
         nn.RateCoding(3, rate=0)
+    with pytest.raises(ValueError, match="bits is 0, expected an int of at least 1"):
+        nn.RateCoding(3, bits=0)
     with pytest.raises(ValueError, match=r"coding is 'x', expected one of poisson"):
         nn.RateCoding(3, "x")  # type: ignore[arg-type]
     assert functional.CODINGS == CODINGS

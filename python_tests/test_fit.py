@@ -345,7 +345,7 @@ class CutError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("method", "workers"), [("natural", 0), ("rat", 0), ("hire", 0), ("hire", 2)]
+    ("method", "workers"), [("natural", 0), ("rat", 0), ("hire", 0), ("hire", 2), ("finetune", 0)]
 )
 def test_a_resumed_run_ends_with_the_same_bits(
     method: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -542,7 +542,7 @@ def test_killed_at_random_moments(kills: int, tmp_path: Path) -> None:
 # Several processes
 
 
-@pytest.mark.parametrize("method", ["natural", "hire"])
+@pytest.mark.parametrize("method", ["natural", "hire", "trades"])
 def test_two_ranks_are_one_process_on_the_whole_batch(method: str, tmp_path: Path) -> None:
     ranks = [start(trainings.rank, method, tmp_path, 32, rank) for rank in range(2)]
     alone, history = trainings.shared(method, tmp_path / "alone", 32, ranks=2)

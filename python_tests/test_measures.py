@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,8 +19,8 @@ from snnkern.measures import (
     spike_distance,
     spiking_activity,
 )
-from snnkern.models import SpikingNetwork, conv_net, fc_net
-from snnkern.nn import IF, MeanReadout, RateCoding, TimeDistributed
+from snnkern.models import SpikingNetwork, conv_net, fc_net, resnet12, resnet20, wrn16_4
+from snnkern.nn import IF, MeanReadout, RateCoding, Residual, TimeDistributed
 
 T = 4
 
@@ -168,6 +170,78 @@ def test_operations_of_a_convolution() -> None:
         else:
             expected = dense * activity[number - 1].per_neuron
             assert counted[name].acs == pytest.approx(expected, rel=1e-5)
+
+
+def _widening_block(positions: int, before: int, after: int, same: int) -> int:
+    """Multiplications of a block that widens, its shortcut, and ``same`` more convolutions."""
+    return positions * (9 * before * after + same * 9 * after**2 + before * after)
+
+
+# 8x8 images of one channel. The last is the block that widens and who feeds both of its branches.
+@pytest.mark.parametrize(
+    ("build", "first", "rest", "branches", "feeder"),
+    [
+        (
+            resnet12,
+            64 * 9 * 64,
+            2 * 64 * 9 * 64**2
+            + 2 * 16 * 9 * 64**2
+            + _widening_block(4, 64, 128, 1)
+            + _widening_block(1, 128, 256, 1)
+            + _widening_block(1, 256, 512, 1)
+            + 512 * 3,
+            "layers.blocks.1.0",
+            "layers.blocks.0.1",
+        ),
+        (
+            resnet20,
+            64 * 9 * 16,
+            64 * 6 * 9 * 16**2
+            + _widening_block(16, 16, 32, 5)
+            + _widening_block(4, 32, 64, 5)
+            + 64 * 3,
+            "layers.blocks.3.0",
+            "layers.blocks.2.1",
+        ),
+        (
+            wrn16_4,
+            64 * 9 * 16,
+            _widening_block(64, 16, 64, 3)
+            + _widening_block(16, 64, 128, 3)
+            + _widening_block(4, 128, 256, 3)
+            + 256 * 3,
+            "layers.blocks.2.1",
+            "layers.blocks.2.0",
+        ),
+    ],
+)
+def test_operations_of_a_residual_network(
+    build: Any, first: int, rest: int, branches: str, feeder: str
+) -> None:
+    """Behind the first convolution all accumulate, two branches each on the spikes they share."""
+    torch.manual_seed(0)
+    model = build(3, T, input_shape=(1, 8, 8), threshold=0.3)
+    x = torch.rand(2, 1, 8, 8)
+    counted = cost(model, x)
+    assert sum(layer.dense for layer in counted.layers.values()) == first + rest
+    macs = {name: layer.macs for name, layer in counted.layers.items() if layer.macs}
+    assert macs == {"layers.stem.0.module": first}
+    activity = spiking_activity(model, x)[feeder].per_neuron
+    assert activity > 0
+    for branch in ("shortcut", "branch"):
+        layer = counted.layers[f"{branches}.{branch}.0.module"]
+        assert layer.acs == pytest.approx(layer.dense * activity, rel=1e-5)
+
+
+def test_both_branches_of_a_block_that_sees_the_image_multiply() -> None:
+    def layer() -> TimeDistributed:
+        return TimeDistributed(nn.Linear(9, 9))
+
+    block = Residual(nn.Sequential(layer(), IF(), layer()), layer())
+    model = SpikingNetwork(T, nn.Identity(), nn.Sequential(block, IF()), MeanReadout())
+    counted = cost(model, torch.rand(2, 9)).layers
+    multiplying = [name for name, operations in counted.items() if operations.macs]
+    assert sorted(multiplying) == ["layers.0.branch.0.module", "layers.0.shortcut.module"]
 
 
 def _output_size(model: nn.Module, name: str, x: Tensor) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from snnkern.nn import (
     GradientMode,
     MeanReadout,
     NormLIF,
+    Residual,
     SumReadout,
     TimeDistributed,
     gradient,
@@ -684,6 +685,90 @@ def test_through_the_rate_one_step_stands_for_all(training: bool, readout: nn.Mo
     assert grads[0][0].abs().max() > 0
     # In training mode dropout differs from step to step, and batch norm looks at all of them.
     assert batches == ([[18, 3], [18, 3]] if training else [[3, 3], [18, 3]])
+
+
+def residual_net() -> nn.Sequential:
+    """Blocks with and without weights and convolutions in their shortcuts, one around another."""
+    torch.manual_seed(0)
+
+    def layer(before: int, after: int) -> list[nn.Module]:
+        conv = nn.Conv2d(before, after, 3, padding=1)
+        return [TimeDistributed(conv), NormLIF(after, threshold=0.5)]
+
+    def project(before: int, after: int) -> nn.Module:
+        return TimeDistributed(nn.Sequential(nn.Conv2d(before, after, 1), nn.BatchNorm2d(after)))
+
+    inner = Residual(nn.Sequential(*layer(4, 4)), weighted=True)
+    net = nn.Sequential(
+        Direct(6),
+        *layer(2, 4),
+        Residual(nn.Sequential(*layer(4, 5)), project(4, 5)),
+        LIF(leak=0.7, threshold=0.5),
+        Residual(nn.Sequential(*layer(5, 4), inner), project(5, 4), weighted=True),
+        LIF(leak=0.7, threshold=0.25),
+        TimeDistributed(nn.Sequential(nn.Flatten(), nn.Linear(4 * 16, 3))),
+        MeanReadout(),
+    )
+    for module in net.modules():
+        if isinstance(module, NormLIF | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            module.running_mean.normal_(std=0.3)
+        if isinstance(module, Residual) and module.branch_weights is not None:
+            nn.init.uniform_(module.branch_weights, 0.3, 0.8)
+    return net.double().eval()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_through_the_rate_branches_too_are_one_step(
+    frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What autograd makes of plain sums, but for one step."""
+    x = random(3, 2, 4, 4, seed=1, dtype=torch.float64).requires_grad_()
+    net = residual_net().requires_grad_(not frozen)
+    wanted = [x, *(p for p in net.parameters() if p.requires_grad)]
+    grads, batches = [], []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(Residual, "through_rate", False)
+        with gradient(net, "rate"):
+            logits = net(x)
+        counter = Batches()  # type: ignore[no-untyped-call]
+        counter.sizes = []
+        with counter:
+            grads.append(torch.autograd.grad(logits.square().sum(), wanted))
+        batches.append(counter.sizes)
+    for once, every in zip(*grads, strict=True):
+        assert_within(once, every, 1e-12)
+    assert grads[0][0].abs().max() > 0
+    # Behind autograd's product with a weight every step is a copy, but for the image's own.
+    assert batches == [[3] * 6, [18] * 5 + [3]]
+
+
+def test_branches_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Low and full precision meet where a branch joins its shortcut."""
+    x, net = random(2, 2, 4, 4, seed=1), residual_net().float()
+    grads = []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(Residual, "through_rate", False)
+        with torch.autocast("cpu", torch.bfloat16), gradient(net, "rate"):
+            loss = net(x).float().square().sum()
+        grads.append(torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad]))
+    for once, every in zip(*grads, strict=True):
+        assert once.dtype == torch.float32
+        assert_within(once, every, 0.02 * (1 + float(every.abs().max())))
+
+
+def test_a_branch_that_takes_no_gradient() -> None:
+    class Stop(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x.detach()
+
+    for net in (Residual(Stop()), Residual(nn.Identity(), Stop(), weighted=True)):
+        x = random(4, 2, 3).requires_grad_()
+        with gradient(nn.Sequential(net, LIF()), "rate"):
+            (slope,) = torch.autograd.grad(net(x).sum(), x)
+        assert torch.equal(slope, torch.full_like(x, 1.0 if net.branch_weights is None else 0.5))
 
 
 def rate_gradients(net: nn.Module, x: Tensor, every_step: bool) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -7,12 +8,29 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from snnkern.attacks import FGSM, PGD
+from snnkern import convert, data
+from snnkern.attacks import FGSM, PGD, RFGSM
+from snnkern.cli import main
+from snnkern.data import FORMATS, Images
+from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF
 from snnkern.surrogate import Triangle
-from snnkern.training import HIRE, RAT, load_checkpoint, read_metrics
-from snnkern.training.recipe import DATA, MODELS, SHIPPED, Recipe
+from snnkern.training import (
+    HIRE,
+    MART,
+    RAT,
+    TRADES,
+    AdversarialTraining,
+    Method,
+    RobustFinetune,
+    SpikeTimeFinetune,
+    load_checkpoint,
+    read_metrics,
+)
+from snnkern.training.recipe import SHIPPED, STAND_INS, Recipe
+from snnkern.training.start import convert_run, load_run, thresholds
 from snnkern.training.train import train
 
 RECIPES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
@@ -57,29 +75,38 @@ def written(folder: Path, text: str = TINY, **changes: str) -> Path:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_is_right(name: str) -> None:
-    """Its model and data may come with a later version; it then says so."""
     recipe = Recipe.load(name)
     settings = recipe.settings
     assert recipe.text.startswith("# ")
     if "start" in settings:
-        assert settings["start"] in RECIPES
-        with pytest.raises(ValueError, match="this version of snnkern does not convert networks"):
-            recipe.model()
-    elif settings["model"]["name"] in MODELS:
-        with torch.device("meta"):  # no memory for the weights of the large ones
-            assert any(isinstance(module, LIF) for module in recipe.model().modules())
-    else:
-        with pytest.raises(
-            ValueError, match=r"model\.name is .*this version .* does not have yet; it has conv_net"
-        ):
-            recipe.model()
-    if settings["data"]["name"] not in DATA:
-        with pytest.raises(ValueError, match=r"data\.name is 'cifar10.*it has digits"):
-            recipe.split()
+        ann = Recipe.load(settings["start"]).settings
+        assert not ann["model"]["timesteps"]
+        different = {"timesteps", "leak", "reset", "learn_leak", "learn_threshold"}
+        options = [
+            {k: v for k, v in s["model"].items() if k not in different} for s in (ann, settings)
+        ]
+        assert options[0] == options[1]
+        assert settings["data"]["name"] == ann["data"]["name"]
+        assert "convert" in settings
+    with torch.device("meta"):  # no memory for the weights of the large ones
+        assert any(isinstance(module, LIF) for module in recipe.model().modules())
+    shape, classes = FORMATS[settings["data"]["name"]]
+    assert settings["model"].get("num_classes", classes) == classes
+    for stand_in in STAND_INS:
+        split = recipe.split(stand_in)
+        assert isinstance(split.train, Images)
+        assert split.train[0][0].shape == shape
+        assert len(split.train[:][1].unique()) == (10 if stand_in.name == "digits" else classes)
+        assert len(split.train.augment) == len(settings["data"].get("augment", ()))
 
 
 def test_every_row_of_the_tables_has_its_recipe() -> None:
-    """Kundu et al. 2021, tables 1, 2, 3, 5, figure 9; Ding et al. 2022, tables 1 to 4."""
+    """The tables of four papers, and the figures that compare trainings.
+
+    Kundu et al. 2021, tables 1, 2, 3, 5, figure 9; Ding et al. 2022, tables 1 to 4; Sharmin et al.
+    2020, table 1, figures 2 and 6; Ozdenizci & Legenstein 2023, tables 1, A1 and B5, figures 1 and
+    2.
+    """
     rows = {
         f"hire_{network}{kind}"
         for network in ("vgg5_c10", "resnet12_c10", "vgg11_c100", "resnet12_c100")
@@ -93,6 +120,27 @@ def test_every_row_of_the_tables_has_its_recipe() -> None:
         for kind in ("", "_vanilla")
     }
     rows |= {"rat_vgg11_c10_mix", "rat_vgg11_c10_reg"}
+    rows |= {
+        f"sharmin_{network}_{kind}"
+        for network in ("vgg5_c10", "resnet20_c10", "vgg11_c100")
+        for kind in ("ann", "conv", "bp")
+    }
+    kinds = {"ann_{}bit", *(f"bp_{{}}bit_t{T}" for T in (50, 75, 100, 150))}
+    kinds |= {"conv_{}bit_t300", "conv_{}bit_t2000"}
+    rows |= {f"sharmin_vgg5_c10_{kind.format(bits)}" for kind in kinds for bits in (2, 4)}
+    rows |= {"sharmin_vgg5_c10_bp_linear", "sharmin_vgg5_c10_bp_leak95"}
+    trainings = {
+        f"{network}_{ann}"
+        for network in ("vgg11_c10", "wrn16_4_c100", "resnet20_svhn")
+        for ann in ("natural", "at", "trades", "mart")
+    }
+    trainings |= {"vgg11_c10_at4", "vgg11_c10_at8", "vgg11_tin_at"}
+    rows |= {f"robust_{training}{kind}" for training in trainings for kind in ("_ann", "")}
+    ablations = {f"at_{kind}" for kind in ("natural", "ce_at", "kl_at", "ce", "frozen")}
+    ablations |= {"scratch", "scratch_frozen", "scratch_natural"}
+    rows |= {f"robust_vgg11_c10_{ablation}" for ablation in ablations}
+    kinds = {"lif", "lif30", "vanilla", "vanilla_lif30", "rfgsm", "rfgsm_lif", "rat", "rat_lif"}
+    rows |= {f"robust_vgg11_tin_{kind}" for kind in kinds}
     assert {name for name in RECIPES if not name.startswith("digits")} == rows
 
 
@@ -122,7 +170,90 @@ def test_settings_of_the_papers() -> None:
     assert rates == pytest.approx([1e-4] * 18 + [2e-5] * 6 + [4e-6] * 3 + [8e-7] * 3)
 
 
+def test_settings_of_what_is_converted() -> None:
+    """Ozdenizci & Legenstein 2023, A.2; Sharmin et al. 2020, section 3.2."""
+    wide = Recipe.load("robust_wrn16_4_c100_mart")
+    assert wide.settings["start"] == "robust_wrn16_4_c100_mart_ann"
+    assert wide.method() == RobustFinetune(2 / 255, 2 / 1275, 4)
+    assert (wide.settings["epochs"], wide.settings["optimizer"]["weight_decay"]) == (80, 1e-4)
+    assert wide.settings["convert"]["scale"] == 0.1
+    assert Recipe.load("robust_wrn16_4_c100_trades_ann").method() == TRADES(2 / 255, 3, 10)
+    at8 = Recipe.load("robust_vgg11_c10_at8")
+    assert at8.method() == RobustFinetune(2 / 255, 1 / 510, 2)
+    assert at8.settings["optimizer"]["weight_decay"] == 1e-4
+    assert Recipe.load("robust_vgg11_c10_at8_ann").method() == AdversarialTraining(8 / 255, 10)
+    kl_at = Recipe.load("robust_vgg11_c10_at_kl_at").method()
+    assert kl_at == AdversarialTraining(attack=RFGSM(2 / 255, loss="kl"))
+    hybrid = Recipe.load("sharmin_resnet20_c10_bp")
+    assert hybrid.method() == SpikeTimeFinetune(leak=0.99)
+    assert hybrid.settings["model"]["timesteps"] == 200
+    assert hybrid.settings["convert"]["layers"] == 3
+    optimizer = hybrid.optimizer(nn.Linear(1, 1))
+    schedule = hybrid.schedule(optimizer, 15)
+    assert schedule is not None
+    rates = []
+    for _ in range(15):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1e-4] * 5 + [5e-5] * 5 + [2.5e-5] * 5)
+    assert not Recipe.load("sharmin_vgg11_c100_conv").trains
+
+
 # Reading
+
+
+def test_a_recipe_on_top_of_another(tmp_path: Path) -> None:
+    (tmp_path / "below.toml").write_text(
+        'base = "digits_rat"\nepochs = 3\n[method]\neps = "1/16"\n'
+    )
+    (tmp_path / "above.toml").write_text(
+        '# Why.\nbase = "below"\ntitle = "Above \\"it\\""\n[method]\nname = "Natural"\n'
+    )
+    shipped, below = Recipe.load("digits_rat"), Recipe.load(tmp_path / "below.toml")
+    method = {**shipped.settings["method"], "eps": "1/16"}
+    assert below.settings == shipped.settings | {"epochs": 3, "method": method}
+    above = Recipe.load(tmp_path / "above.toml")
+    changed = {"title": 'Above "it"', "method": {"name": "Natural"}}
+    assert above.settings == below.settings | changed
+    assert above.text.startswith("# Why.\n")
+    # A run keeps what it comes to: what the other files say later does not change it.
+    assert Recipe.read("kept", above.text, tmp_path).settings == above.settings
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("robust")])
+def test_what_a_run_keeps_is_the_recipe(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert Recipe.read(name, recipe.text).settings == recipe.settings
+
+
+def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+    for base in ("nothing", "one", "two"):
+        (tmp_path / "one.toml").write_text(f'base = "{base}"\n')
+        (tmp_path / "two.toml").write_text('base = "one"\n')
+        with pytest.raises(ValueError, match=r"base is '\w+', expected the name of another recipe"):
+            Recipe.load(tmp_path / "one.toml")
+
+
+@pytest.mark.parametrize(
+    ("table", "method"),
+    [
+        ('"AdversarialTraining"\neps = "4/255"', AdversarialTraining(4 / 255)),
+        ('"TRADES"\nbeta = 3', TRADES(beta=3)),
+        ('"MART"\nsteps = 5', MART(steps=5)),
+        (
+            '"RobustFinetune"\nattack = { name = "RFGSM", loss = "ce" }',
+            RobustFinetune(attack=RFGSM()),
+        ),
+        (
+            '"SpikeTimeFinetune"\nleak = 0.99\nsurrogate = { name = "Triangle", scale = 0.3 }',
+            SpikeTimeFinetune(Triangle(scale=0.3), leak=0.99),
+        ),
+    ],
+)
+def test_methods_of_recipes(table: str, method: Method, tmp_path: Path) -> None:
+    text = TINY.replace('"Natural"', table)
+    assert Recipe.load(written(tmp_path, text)).method() == method
 
 
 def test_what_a_recipe_says_is_what_is_built(tmp_path: Path) -> None:
@@ -165,7 +296,7 @@ def test_what_a_recipe_says_is_what_is_built(tmp_path: Path) -> None:
         ({"lr": "lr = -1"}, "optimizer: Invalid learning rate: -1"),
         ({"lr": "rate = 1"}, "optimizer.rate is 1, expected no such key: SGD has lr, momentum"),
         ({"title": 'title = "a"\nautocast = "int8"'}, "autocast is 'int8', expected one of bfl"),
-        ({"name": 'name = "cifra10"'}, "data.name is 'cifra10', expected one of digits"),
+        ({"name": 'name = "cifra10"'}, "data.name is 'cifra10', expected one of cifar10, "),
     ],
     ids=str,
 )
@@ -177,7 +308,11 @@ def test_mistakes_are_named(changes: dict[str, str], message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"Natural"', '"natural"', "method.name is 'natural', expected one of HIRE, Natural, RAT"),
+        (
+            '"Natural"',
+            '"natural"',
+            "method.name is 'natural', expected one of AdversarialTraining,",
+        ),
         ('"Natural"', '"RAT"\nbeta = -1', "method: RAT: beta is -1, expected"),
         ('"Natural"', '"RAT"\nalpha = 1', "method.alpha is 1, expected no such key: RAT has eps,"),
         ('"Natural"', '"RAT"\nmix = [{ name = "FSGM" }]', r"method.mix\[0\].name is 'FSGM', expec"),
@@ -204,6 +339,17 @@ def test_options_that_the_model_refuses_are_named(tmp_path: Path) -> None:
     recipe = Recipe.load(written(tmp_path))
     with pytest.raises(ValueError, match=r"data\.folder is .*expected no such key: digits has"):
         recipe.split(tmp_path)
+
+
+def test_data_that_does_not_come_with_a_package_needs_its_folder(tmp_path: Path) -> None:
+    recipe = Recipe.load("rat_vgg11_c10")
+    with pytest.raises(ValueError, match=r"data.name is 'cifar10' .*--data FOLDER, or --data digi"):
+        recipe.split()
+    digit = tmp_path / "NMNIST" / "Train" / "0"
+    with pytest.raises(FileNotFoundError, match=f"{digit} is missing"):
+        Recipe.load(written(tmp_path, name='name = "nmnist"')).split(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{digit} is missing"):
+        Recipe.load(written(tmp_path, name=f'name = "nmnist"\nfolder = "{tmp_path}"')).split()
 
 
 def test_an_unknown_recipe_names_those_that_ship(tmp_path: Path) -> None:
@@ -240,6 +386,177 @@ def test_a_recipe_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "cut" / "recipe.toml").read_text() == recipe.text
 
 
+# Beginning with the network of another run
+
+ANN = TINY.replace("timesteps = 2", "timesteps = 0")
+CONVERTED = 'start = "ann"' + TINY + "\n[convert]\nbatches = 1\nbatch_size = 500\nscale = 0.5\n"
+
+
+@pytest.fixture
+def ann_run(tmp_path: Path) -> Path:
+    """The run of a ReLU network, one epoch short."""
+    folder = tmp_path / "ann"
+    train(Recipe.read("ann", ANN), folder, progress=False)
+    return folder
+
+
+def first_weights(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> Any:
+    """The network that training begins with."""
+    seen: list[nn.Module] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("snnkern.training.train.fit", lambda model, *_, **__: seen.append(model))
+        train(*arguments, progress=False, **options)
+    return seen[0]
+
+
+def test_a_recipe_begins_with_a_converted_network(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.read("snn", CONVERTED)
+    model = first_weights(monkeypatch, recipe, tmp_path / "snn", start=ann_run, seed=3)
+    begun, ann = load_run(ann_run)
+    assert begun.text == ANN
+    assert isinstance(ann, SpikingNetwork)
+    images = data.loader(data.digits().train, 500, shuffle=True, seed=3)
+    expected = convert(ann, images, 2, batches=1, scale=0.5, progress=False)
+    assert model.timesteps == 2
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    about = json.loads((tmp_path / "snn" / "start.json").read_text())
+    assert about["start"] == str(ann_run)
+    assert about["thresholds"] == {"layers.2": [expected.layers.get_buffer("2.threshold").item()]}
+    best = first_weights(
+        monkeypatch, recipe, tmp_path / "b", start=ann_run / "best.safetensors", seed=3
+    )
+    assert best.state_dict().keys() == model.state_dict().keys()
+
+
+def test_neurons_are_those_of_the_recipe(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights alone come from the ReLU network."""
+    text = CONVERTED.replace(
+        "hidden = [8]",
+        'hidden = [8]\nleak = 0.5\nreset = "soft"\nlearn_threshold = true\nmin_threshold = 9.0',
+    )
+    model = first_weights(monkeypatch, Recipe.read("snn", text), tmp_path / "snn", start=ann_run)
+    (neuron,) = (module for module in model.modules() if isinstance(module, LIF))
+    assert neuron.dynamics()["leak"] == 0.5
+    assert neuron.reset == "soft"
+    assert isinstance(neuron.threshold, nn.Parameter)
+    assert neuron.threshold.item() == 9.0
+
+
+def test_what_is_not_to_be_converted_is_taken_as_it_is(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = convert_run(ann_run, options={"scale": 0.7}, timesteps=5, progress=False)
+    assert result.folder == tmp_path / "ann_converted"
+    kept, model = load_run(result.folder)
+    assert kept.settings["start"] == "ann"
+    assert kept.settings["model"]["timesteps"] == 5
+    assert kept.settings["convert"] == {"scale": 0.7}
+    assert thresholds(model) == result.thresholds
+    begun = first_weights(
+        monkeypatch, Recipe.read("snn", CONVERTED), tmp_path / "snn", start=result.folder
+    )
+    assert begun.timesteps == 2
+    for name, value in model.state_dict().items():
+        assert torch.equal(begun.state_dict()[name], value), name
+    # An SNN, or a ReLU network, that another method goes on with.
+    plain = 'start = "ann"' + ANN
+    begun = first_weights(monkeypatch, Recipe.read("snn", plain), tmp_path / "x", start=ann_run)
+    assert begun.timesteps == 0
+
+
+def test_a_recipe_may_only_convert(ann_run: Path, tmp_path: Path) -> None:
+    text = CONVERTED[: CONVERTED.index("[method]")] + CONVERTED[CONVERTED.index("[convert]") :]
+    text = re.sub("epochs.*\nbatch_size.*\n", "", text)
+    recipe = Recipe.read("only", text)
+    with pytest.raises(ValueError, match=r"only converts the network of ann .snnkern convert RUN"):
+        train(recipe, tmp_path / "out", start=ann_run, progress=False)
+    result = convert_run(ann_run, recipe, folder=tmp_path / "out", progress=False)
+    assert load_run(result.folder)[0].text == text
+    with pytest.raises(ValueError, match="epochs, batch_size, optimizer, schedule missing, exp"):
+        Recipe.read("half", text + '\n[method]\nname = "Natural"\n')
+
+
+def test_a_converted_run_resumes_without_its_start(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.read("snn", CONVERTED)
+    options: dict[str, Any] = {"progress": False, "checkpoint_every": 2}
+    train(recipe, tmp_path / "whole", start=ann_run, **options)
+    training = sys.modules["snnkern.training.fit"]._Training
+    right, calls = training._train_on, []
+
+    def cut(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        right(*arguments)
+
+    monkeypatch.setattr(training, "_train_on", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "cut", start=ann_run, **options)
+    (ann_run / "last.safetensors").unlink()
+    history = train(recipe, tmp_path / "cut", resume=True, **options)
+    assert history == read_metrics(tmp_path / "whole")
+    whole, resumed = (load_checkpoint(tmp_path / n / "last.safetensors") for n in ("whole", "cut"))
+    for name, value in whole["model"].items():
+        assert torch.equal(resumed["model"][name], value)
+
+
+def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
+    snn = Recipe.read("snn", CONVERTED)
+
+    def refused(message: str, recipe: Recipe, **options: Any) -> None:
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            train(recipe, tmp_path / "out", progress=False, **options)
+        assert not (tmp_path / "out").exists()
+
+    refused("start is missing, expected .* run of ann, .*; snnkern train ann makes one", snn)
+    refused("start is missing", snn, resume=True)
+    refused("tiny begins with new weights", Recipe.read("tiny", TINY), start=ann_run)
+    refused("nowhere, expected the folder of a run", snn, start=tmp_path / "nowhere")
+    refused("No such file .*other", snn, start=ann_run / "other.safetensors")
+    without = Recipe.read("snn", 'start = "ann"' + TINY)
+    refused("a ReLU network, and the recipe has no table convert", without, start=ann_run)
+    other = Recipe.read("snn", CONVERTED.replace("hidden = [8]", "hidden = [9]"))
+    refused("holds other weights than the network has: .* size mismatch", other, start=ann_run)
+    wrong = Recipe.read("snn", CONVERTED.replace("scale = 0.5", "scale = 0"))
+    refused("convert: scale is 0, expected", wrong, start=ann_run)
+    with pytest.raises(ValueError, match=r"folder is .*ann, which holds a run"):
+        train(snn, ann_run, start=ann_run)
+    with pytest.raises(ValueError, match="ann, which holds a run"):
+        convert_run(ann_run, folder=ann_run, progress=False)
+    with pytest.raises(ValueError, match=r"options are .*'scale': 1.* and there is"):
+        convert_run(ann_run, snn, timesteps=3, options={"scale": 1})
+    result = convert_run(ann_run, snn, progress=False)
+    with pytest.raises(ValueError, match="whose network spikes, expected a ReLU network"):
+        convert_run(result.folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            CONVERTED + "percent = 3\n",
+            "snn.toml: convert.percent is not a key, expected one of stat",
+        ),
+        (CONVERTED + "seed = 3\n", "convert.seed is not a key"),
+        (CONVERTED.replace("timesteps = 2", "timesteps = 0"), "convert says how .*model.timesteps"),
+        (TINY + "\n[convert]\n", "convert says how .* expected start"),
+    ],
+)
+def test_mistakes_in_the_conversion_are_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe.read("snn", text)
+
+
+# How it is trained
+
+
 def test_a_small_network_is_trained_by_one_thread(
     tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +571,26 @@ def test_a_small_network_is_trained_by_one_thread(
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize("stand_in", ["digits", "synthetic"])
+def test_a_run_on_other_images_says_so(
+    stand_in: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(
+        tmp_path,
+        name='name = "cifar10"\naugment = ["crop", "flip"]',
+        input_shape="input_shape = [3, 32, 32]",
+    )
+    run = tmp_path / "run"
+    arguments = ["train", str(path), "--folder", str(run), "--data", stand_in, "--quiet"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith(f"Tiny on {stand_in} instead: test accuracy ")
+    kept = (run / "recipe.toml").read_text()
+    first, rest = kept.split("\n", 1)
+    assert first == f"# Made with --data {stand_in}, instead of the data set named below."
+    assert rest == path.read_text()
+    assert Recipe.load(run / "recipe.toml").settings == Recipe.load(path).settings
+
+
 def test_seed_and_epochs_instead_of_the_recipes(tmp_path: Path) -> None:
     recipe = Recipe.load(written(tmp_path))
     first = train(recipe, tmp_path / "a", epochs=1, progress=False)
@@ -266,7 +603,12 @@ def test_seed_and_epochs_instead_of_the_recipes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("digits")])
 def test_the_recipes_on_digits_train(name: str, tmp_path: Path) -> None:
-    history = train(Recipe.load(name), tmp_path, epochs=2, progress=False)
+    recipe = Recipe.load(name)
+    start = None
+    if "start" in recipe.settings:
+        start = tmp_path / "start"
+        train(Recipe.load(recipe.settings["start"]), start, epochs=2, progress=False)
+    history = train(recipe, tmp_path / "run", epochs=2, start=start, progress=False)
     assert history[1].loss < history[0].loss
     assert history[1].val_accuracy is not None
     assert history[1].val_accuracy > 0.4

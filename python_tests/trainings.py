@@ -16,10 +16,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from python_tests.networks import tiny_net
+from snnkern.attacks import BIM
 from snnkern.data import digits
 from snnkern.models import SpikingNetwork, fc_net
 from snnkern.nn import NormLIF, TimeDistributed
-from snnkern.training import HIRE, RAT, EpochRecord, Method, Natural, fit, save_checkpoint
+from snnkern.training import (
+    HIRE,
+    RAT,
+    TRADES,
+    EpochRecord,
+    Method,
+    Natural,
+    RobustFinetune,
+    fit,
+    save_checkpoint,
+)
 
 # What would be imported at first use: processes forked from one that has it start at once.
 IMPORTED = (sklearn.datasets, sklearn.model_selection, torch._dynamo)
@@ -28,6 +39,8 @@ METHODS: dict[str, Method] = {
     "natural": Natural(),
     "rat": RAT(eps=0.05, beta=1e-3, wide=16, share=0.5),
     "hire": HIRE(0.02, 0.03),
+    "finetune": RobustFinetune(0.05),
+    "trades": TRADES(beta=2.0, attack=BIM(0.05, steps=2)),
 }
 
 
@@ -146,7 +159,7 @@ def shared(
 
     ``ranks``: one process takes the batches of so many; 0: a share of them in each of the group.
     """
-    model = shared_norm_network() if method == "natural" else plain_network()
+    model = plain_network() if method in ("rat", "hire") else shared_norm_network()
     train = TensorDataset(*(tensor[:320] for tensor in digits().train.tensors))
     loader: Any
     if ranks:

@@ -5,6 +5,7 @@ from snnkern import attacks, certify, data, functional, interop, models, nn, sur
 from snnkern._info import backends, info
 from snnkern._version import __version__
 from snnkern.attacks import evaluate
+from snnkern.convert import convert
 from snnkern.memory import keep_pages
 from snnkern.nn import IF, LIF, NormLIF, gradient
 
@@ -16,6 +17,7 @@ __all__ = [
     "attacks",
     "backends",
     "certify",
+    "convert",
     "data",
     "evaluate",
     "functional",

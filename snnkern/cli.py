@@ -43,7 +43,15 @@ def _parser() -> argparse.ArgumentParser:
         "recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe that ships with this"
     )
     train.add_argument("--folder", type=Path, help="of the run; runs/RECIPE unless given")
-    train.add_argument("--data", type=Path, help="where data sets lie, for those that need it")
+    train.add_argument(
+        "--start",
+        type=Path,
+        metavar="RUN",
+        help="the run that the recipe begins with, if it does: its folder, for the last "
+        "checkpoint, or one of its checkpoints; converted as the recipe says (torchrun, which has "
+        "options of that beginning, needs -- before the command: torchrun -m -- snnkern.cli train)",
+    )
+    _add_data(train)
     train.add_argument("--epochs", type=int, help="instead of the recipe's")
     train.add_argument("--seed", type=int, help="of all random choices, instead of the recipe's")
     train.add_argument("--resume", action="store_true", help="go on where the run in folder ended")
@@ -54,6 +62,42 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--tensorboard", action="store_true", help="metrics for TensorBoard too")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    convert = commands.add_parser(
+        "convert",
+        help="make a spiking network of a trained ReLU network",
+        description="Makes a spiking network of the trained ReLU network of a run, with balanced "
+        "thresholds, and keeps it as a run that others can begin with.",
+        epilog="example: snnkern convert runs/digits_ann --timesteps 8 --scale 0.5",
+    )
+    convert.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="its folder, for the last checkpoint, or one of its checkpoints",
+    )
+    convert.add_argument("--folder", type=Path, help="of the result; RUN_converted unless given")
+    _add_data(convert)
+    convert.add_argument(
+        "--recipe", help="that says in its table convert how, instead of the options below"
+    )
+    convert.add_argument("--timesteps", type=int, help="of the result; 8 unless given")
+    # As in the table convert of a recipe; see snnkern.convert.
+    for option, kind, help_ in (
+        ("statistic", str, "of pre-activations: percentile, step-percentile or maximum"),
+        ("percentile", float, "99.7 unless given"),
+        ("scale", float, "of all thresholds at the end, 0.3 unless given"),
+        ("batches", int, "of training images to look at, 10 unless given"),
+        ("batch-size", int, "of these, 64 unless given"),
+        ("calibration-timesteps", int, "while looking; those of the result unless given"),
+        ("calibration-leak", float, "while looking; that of the network unless given"),
+        ("layers", int, "how many layers to balance, from the first; all unless given"),
+        ("norm", str, "running statistics of batch norm: reestimate, unless given, or reset"),
+    ):
+        convert.add_argument(f"--{option}", type=kind, help=help_, default=argparse.SUPPRESS)
+    convert.add_argument("--seed", type=int, default=0, help="of the order of the images")
+    convert.add_argument("--device", help="where to convert; a GPU where there is one")
+    convert.add_argument("--quiet", action="store_true", help="no progress bars")
+
     commands.add_parser(
         "info",
         help="say what is installed and which backends run",
@@ -63,9 +107,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="where data sets lie; 'digits' or 'synthetic': other images instead, handwritten "
+        "digits or generated ones, of the same size",
+    )
+
+
 def _train(options: argparse.Namespace) -> None:
     from snnkern import keep_pages
-    from snnkern.training.recipe import Recipe
+    from snnkern.training.recipe import STAND_INS, Recipe
     from snnkern.training.train import train
 
     keep_pages()
@@ -81,15 +135,44 @@ def _train(options: argparse.Namespace) -> None:
         checkpoint_every=options.checkpoint_every,
         tensorboard=options.tensorboard,
         device=options.device,
+        start=options.start,
         progress=not options.quiet,
     )
     if os.environ.get("RANK", "0") == "0":
         best = max(history, key=lambda record: record.val_accuracy or 0)
+        title = recipe.settings["title"]
+        if options.data in STAND_INS:
+            title += f" on {options.data} instead"
         print(
-            f"{recipe.settings['title']}: test accuracy {history[-1].val_accuracy:.1%} after "
+            f"{title}: test accuracy {history[-1].val_accuracy:.1%} after "
             f"{len(history)} epochs, best {best.val_accuracy:.1%} after {best.epoch + 1}; "
             f"run in {folder}"
         )
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from snnkern import keep_pages
+    from snnkern.training.recipe import CONVERT, Recipe
+    from snnkern.training.start import convert_run
+
+    keep_pages()
+    result = convert_run(
+        options.run,
+        Recipe.load(options.recipe) if options.recipe else None,
+        timesteps=options.timesteps,
+        options={key: value for key, value in vars(options).items() if key in CONVERT},
+        folder=options.folder,
+        data=options.data,
+        seed=options.seed,
+        device=options.device,
+        progress=not options.quiet,
+    )
+    for name, values in result.thresholds.items():
+        print(f"{name}: threshold {', '.join(f'{value:.4g}' for value in sorted(set(values)))}")
+    print(
+        f"test accuracy {result.before:.1%} of the ReLU network, {result.after:.1%} of the spiking "
+        f"network (T = {result.timesteps}); run in {result.folder}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,6 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             demo(options.folder, options.seed, options.epochs, not options.quiet)
         elif options.command == "train":
             _train(options)
+        elif options.command == "convert":
+            _convert(options)
         else:
             from snnkern import info
 

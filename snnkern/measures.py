@@ -195,9 +195,9 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
     What comes before the first spikes (the first layer behind direct coding) works with multiply-
     accumulates, once per time step in which it is evaluated: a layer that sees a constant input
     runs once. Every layer behind spikes accumulates, once for every spike that reaches it; average
-    pooling in between hands on as much activity as it takes. As a ReLU network (``timesteps=0``)
-    all layers multiply. What counts is the order of the layers: one that sees the image itself
-    after the first spikes is taken to accumulate.
+    pooling in between hands on as much activity as it takes. Norms and sums of branches are not
+    counted. As a ReLU network (``timesteps=0``) all layers multiply. What counts is the order of
+    the layers: one that sees the image itself after the first spikes is taken to accumulate.
 
     The model runs in evaluation mode and is left as it was.
     """

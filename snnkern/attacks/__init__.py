@@ -1,9 +1,30 @@
 """Adversarial attacks and the evaluation of models under them."""
 
+from snnkern.attacks.apgd import APGD
 from snnkern.attacks.attack import Attack
 from snnkern.attacks.evaluate import Evaluation, evaluate
 from snnkern.attacks.fgsm import FGSM, RFGSM
+from snnkern.attacks.noise import GaussianNoise
 from snnkern.attacks.pgd import BIM, PGD
+from snnkern.attacks.sapgd import SAPGD
+from snnkern.attacks.spike_flip import SpikeFlip
+from snnkern.attacks.square import Square
+from snnkern.attacks.stateless import Stateless
 from snnkern.attacks.transfer import Transfer
 
-__all__ = ["BIM", "FGSM", "PGD", "RFGSM", "Attack", "Evaluation", "Transfer", "evaluate"]
+__all__ = [
+    "APGD",
+    "BIM",
+    "FGSM",
+    "PGD",
+    "RFGSM",
+    "SAPGD",
+    "Attack",
+    "Evaluation",
+    "GaussianNoise",
+    "SpikeFlip",
+    "Square",
+    "Stateless",
+    "Transfer",
+    "evaluate",
+]

@@ -14,6 +14,9 @@ from tqdm import tqdm
 
 from snnkern._checks import check_images
 from snnkern.attacks.attack import Attack
+from snnkern.attacks.chance import follow
+from snnkern.attacks.losses import decide
+from snnkern.attacks.stateless import stateless
 from snnkern.nn import check_stateless, evaluation_mode, watch_spikes
 
 
@@ -23,7 +26,8 @@ class Evaluation:
 
     Attributes:
         labels: ``[N]``.
-        predictions: by attack, ``"clean"`` first: the classes that the model gave, ``[N]``.
+        predictions: by attack, ``"clean"`` first: the classes that the model gave, ``[N]``; a tie
+            counts against the label.
         spikes_per_image: by attack: mean number of spikes of one inference, all neurons and steps.
         seconds: by attack: wall time of crafting and classifying.
         attacks: by attack: its configuration in words.
@@ -94,6 +98,9 @@ def evaluate(
 ) -> Evaluation:
     """Classifies all samples of ``loader``, clean and under every attack.
 
+    Logits that tie with the label's count as wrong: a right answer that rests on the order of the
+    classes is not robust.
+
     Args:
         model: images ``[N, ...]`` in ``[0, 1]`` to logits ``[N, K]``. Runs in evaluation mode, on
             the device of its parameters, and is left as it was.
@@ -109,6 +116,7 @@ def evaluate(
     if "clean" in attacks:
         raise ValueError("attacks has one called 'clean', expected another name: that is no attack")
     check_stateless(model)
+    model = stateless(model)
     names = ["clean", *attacks]
     predictions: dict[str, list[Tensor]] = {name: [] for name in names}
     spikes = dict.fromkeys(names, 0)
@@ -137,8 +145,14 @@ def evaluate(
                 start = time.perf_counter()
                 images = x if name == "clean" else attacks[name](model, x, y, generators[name])
                 counted = 0
-                with torch.no_grad(), evaluation_mode(model), watch_spikes(model, count):
-                    predictions[name].append(model(images).argmax(1).cpu())
+                with (
+                    torch.no_grad(),
+                    evaluation_mode(model),
+                    watch_spikes(model, count),
+                    follow(generators[name], device),
+                ):
+                    logits = model(images)
+                predictions[name].append(decide(logits, y).cpu())
                 spikes[name] += counted
                 seconds[name] += time.perf_counter() - start
                 bar.update()

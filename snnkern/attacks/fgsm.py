@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from snnkern._checks import check_number
-from snnkern.attacks.attack import Attack, Victim, random_like
+from snnkern.attacks.attack import Attack, Norm, Victim, random_like
 
 
 @dataclass(frozen=True)
 class FGSM(Attack):
-    """Fast gradient sign method, Goodfellow et al. 2015: ``x + eps sign(grad)``, clipped."""
+    """Fast gradient sign method, Goodfellow et al. 2015: ``x + eps sign(grad)``, clipped.
+
+    For l_2 the gradient's unit vector instead of its sign.
+    """
 
     def perturb(self, victim: Victim, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """One step of full size."""
-        return self.project(x + self.eps * victim.input_gradient(x).sign(), x)
+        return self.project(x + self.eps * self.direction(victim.input_gradient(x)), x)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class RFGSM(Attack):
     Args:
         alpha: size of the random step; ``eps / 2`` unless given, as in Ding et al. 2022.
     """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf",)
 
     alpha: float | None = None
 

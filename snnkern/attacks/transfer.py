@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 
-from snnkern.attacks.attack import Attack, Loss, Victim
+from snnkern.attacks.attack import Attack, Loss, Norm, Victim
 from snnkern.nn import Gradient
 
 
@@ -17,19 +17,21 @@ class Transfer(Attack):
 
     Args:
         source_model: the network that ``attack`` sees, on the device of the images.
-        attack: what is run on it; size, gradient and loss are its own.
+        attack: what is run on it; size, norm, gradient, loss and draws are its own.
     """
 
     eps: float = field(init=False, repr=False)
+    norm: Norm = field(init=False, repr=False, kw_only=True)
     gradient: Gradient | None = field(init=False, repr=False, kw_only=True)
     loss: Loss = field(init=False, repr=False, kw_only=True)
+    eot: int = field(init=False, repr=False, kw_only=True)
     source_model: nn.Module = field(repr=False)
     attack: Attack
 
     def __post_init__(self) -> None:
         """Takes over what the attack says of itself."""
-        for name in ("eps", "gradient", "loss"):
-            object.__setattr__(self, name, getattr(self.attack, name))
+        for part in fields(Attack):
+            object.__setattr__(self, part.name, getattr(self.attack, part.name))
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+from snnkern._checks import check_int
+from snnkern.data.images import Images, Split
 
 
-class Split(NamedTuple):
-    """Images ``[N, C, H, W]`` in ``[0, 1]`` and labels ``[N]``, to train on and to test with."""
-
-    train: TensorDataset
-    test: TensorDataset
-
-
-def digits(test_share: float = 0.2, seed: int = 0) -> Split:
+def digits(test_share: float = 0.2, seed: int = 0) -> Split[TensorDataset]:
     """1,797 handwritten digits, 8x8 grey, ten classes (Alpaydin & Kaynak 1998).
 
     Args:
@@ -47,9 +43,35 @@ def digits(test_share: float = 0.2, seed: int = 0) -> Split:
     )
 
 
-def loader(
-    dataset: TensorDataset, batch_size: int = 64, *, shuffle: bool = False, seed: int = 0
-) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches of a dataset; a shuffled order repeats with the seed."""
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)
+def enlarged_digits(
+    shape: Sequence[int] = (3, 32, 32),
+    classes: int = 10,
+    *,
+    test_share: float = 0.2,
+    seed: int = 0,
+    augment: Iterable[str] = (),
+) -> Split[Images]:
+    """The handwritten digits at the size of other images: real ones for their networks to try.
+
+    Args:
+        shape: of an image, ``[C, H, W]``: enlarged bilinearly, the same in all channels.
+        classes: how many the network tells apart, at least ten; the others have no images.
+        test_share: see ``digits``.
+        seed: see ``digits``.
+        augment: of the training images, see ``Images``.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: an option out of range.
+    """
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape is {list(shape)}, expected [C, H, W]")
+    check_int("classes", classes, 10)
+
+    def images(small: TensorDataset, augment: Iterable[str]) -> Images:
+        x, labels = small.tensors
+        large = F.interpolate(x, tuple(shape[1:]), mode="bilinear") * 255
+        return Images(large.round().byte().expand(-1, shape[0], -1, -1), labels, augment)
+
+    train, test = digits(test_share, seed)
+    return Split(images(train, augment), images(test, ()))

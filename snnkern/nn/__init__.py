@@ -7,6 +7,7 @@ from snnkern.nn.neuron import IF, LIF
 from snnkern.nn.norm import NormLIF
 from snnkern.nn.packed import AvgPool2d, Conv2d, Linear, MaxPool2d
 from snnkern.nn.recording import watch_spikes
+from snnkern.nn.residual import Residual
 from snnkern.nn.time import MeanReadout, SharedDropout, SumReadout, TimeDistributed
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MeanReadout",
     "NormLIF",
     "RateCoding",
+    "Residual",
     "SharedDropout",
     "SumReadout",
     "TimeDistributed",

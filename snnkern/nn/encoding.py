@@ -38,6 +38,19 @@ class Direct(GradientMode):
         return f"timesteps={self.timesteps}"
 
 
+def quantized(x: Tensor, bits: int, low: float) -> Tensor:
+    """The nearest of ``2^bits`` even levels from ``low`` to 1, with a straight-through gradient.
+
+    Args:
+        x: values of any shape.
+        bits: at least 1.
+        low: the lowest level.
+    """
+    steps, span = (1 << bits) - 1, 1 - low
+    level = ((x.detach() - low) * (steps / span)).round()
+    return level * span / steps + low + (x - x.detach())
+
+
 class RateCoding(GradientMode):
     """Rate coding: every step draws spikes at the rate of the image.
 
@@ -47,10 +60,16 @@ class RateCoding(GradientMode):
         timesteps: T, at least 1.
         coding: ``"poisson"``, ``"signed_poisson"`` or ``"bernoulli"``.
         rate: the largest rate: inputs are scaled by it.
+        bits: round inputs to ``2^bits`` even levels from 0, of a signed coding from -1, to 1 before
+            that (section 4.2 of Sharmin et al. 2020), with a straight-through gradient.
     """
 
     def __init__(
-        self, timesteps: int, coding: functional.Coding = "poisson", rate: float = 1.0
+        self,
+        timesteps: int,
+        coding: functional.Coding = "poisson",
+        rate: float = 1.0,
+        bits: int | None = None,
     ) -> None:
         super().__init__()
         check_int("timesteps", timesteps, 1)
@@ -59,17 +78,23 @@ class RateCoding(GradientMode):
             raise ValueError(
                 f"coding is {coding!r}, expected one of {', '.join(functional.CODINGS)}"
             )
+        if bits is not None:
+            check_int("bits", bits, 1)
         self.timesteps = timesteps
         self.coding: functional.Coding = coding
         self.rate = rate
+        self.bits = bits
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``[N, ...] -> [T, N, ...]``."""
+        if self.bits is not None:
+            x = quantized(x, self.bits, low=-1.0 if self.coding == "signed_poisson" else 0.0)
         scaled = self.rate * x if self.rate != 1 else x
         if self.is_relu:
             return scaled.unsqueeze(0)
         return functional.encode(scaled, self.timesteps, self.coding, generator=generator)
 
     def extra_repr(self) -> str:
-        """T, coding and rate."""
-        return f"timesteps={self.timesteps}, coding={self.coding!r}, rate={self.rate:g}"
+        """T, coding, rate, and bits where there are any."""
+        parts = f"timesteps={self.timesteps}, coding={self.coding!r}, rate={self.rate:g}"
+        return parts if self.bits is None else f"{parts}, bits={self.bits}"

@@ -199,6 +199,10 @@ class LIF(GradientMode):
             self._state = tuple(part.detach() for part in result[1:])
         return result if self.return_state else result[0]
 
+    def current(self, x: Tensor) -> Tensor:
+        """The input current of the neurons when the layer sees ``x``."""
+        return x
+
     def reset_state(self) -> None:
         """Forgets the state of earlier calls. Only a stateful layer has one."""
         self._state = ()

@@ -72,7 +72,7 @@ class NormLIF(LIF):
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         if self.is_relu:
-            return self._normalised(x.flatten(0, 1)).view(x.shape).relu()
+            return self.current(x).relu()
         result: Tensor | tuple[Tensor, ...] = functional.norm_lif(
             x,
             self.running_mean,
@@ -87,8 +87,20 @@ class NormLIF(LIF):
         )
         return result
 
+    def current(self, x: Tensor) -> Tensor:
+        """The normalised input, which the neurons take."""
+        return self._normalised(x.flatten(0, 1)).view(x.shape)
+
+    def reset_running_stats(self) -> None:
+        """Makes the running statistics those of a new layer."""
+        if self.running_mean is not None and self.running_var is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.zero_()
+
     def _normalised(self, x: Tensor) -> Tensor:
-        """Batch norm of ``[N, C, ...]`` by itself, as part of a ReLU network."""
+        """Batch norm of ``[N, C, ...]`` by itself."""
         group = self._group()
         if group is None:
             return nn.functional.batch_norm(

@@ -76,10 +76,7 @@ class RunFolder:
         self.state: dict[str, Any] | None = None
         if self.last.exists():
             if not resume:
-                raise ValueError(
-                    f"folder is {path}, which holds a run: resume=True (snnkern train --resume) "
-                    "goes on with it, another folder starts a new one"
-                )
+                check_free(path)
             self.state = load_checkpoint(self.last)
             self._check_settings(self.state["settings"])
             kept = path / "recipe.toml"
@@ -135,6 +132,15 @@ class RunFolder:
                     f"{name} is {value!r}, expected {begun.get(name)!r}, with which the run in "
                     f"{self.path} began"
                 )
+
+
+def check_free(folder: Path) -> None:
+    """Raises where a folder holds a run."""
+    if (folder / "last.safetensors").exists():
+        raise ValueError(
+            f"folder is {folder}, which holds a run: resume=True (snnkern train --resume) goes on "
+            "with it, another folder starts a new one"
+        )
 
 
 def _line(record: EpochRecord) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler
 
+from snnkern._files import write_atomically
+from snnkern.data import Samples, loader
 from snnkern.training.fit import fit
-from snnkern.training.ranks import Ranks
+from snnkern.training.ranks import Ranks, default_device
 from snnkern.training.recipe import Recipe
-from snnkern.training.run import EpochRecord
+from snnkern.training.run import EpochRecord, check_free
+from snnkern.training.start import begin, threads, thresholds
 
 
 def train(
@@ -27,6 +28,7 @@ def train(
     checkpoint_every: int | None = None,
     tensorboard: bool = False,
     device: str | None = None,
+    start: Path | None = None,
     progress: bool = True,
 ) -> list[EpochRecord]:
     """Runs a recipe; ``folder`` keeps it, its metrics and checkpoints, as ``fit`` says.
@@ -36,7 +38,7 @@ def train(
     Args:
         recipe: what to train.
         folder: of the run.
-        data: where data sets lie.
+        data: where data sets lie; ``Path("digits")`` and ``Path("synthetic")`` train on others.
         epochs: instead of the recipe's.
         seed: of the weights, the split, the order of the samples and all random choices; instead
             of the recipe's.
@@ -44,23 +46,38 @@ def train(
         checkpoint_every: see ``fit``.
         tensorboard: see ``fit``.
         device: where to train; a GPU where there is one.
+        start: the run that the recipe begins with, where it does and is not resumed: its folder,
+            for the last checkpoint, or one of its checkpoints. A ReLU network is converted. Kept in
+            ``start.json``, with the thresholds that training begins with.
         progress: show a progress bar.
 
     Raises:
-        ValueError: the recipe asks for what this version does not have, or ``fit`` refuses.
+        ValueError: the recipe begins with another run, which ``start`` does not name, or with none,
+            and it does; it asks for what this version does not have, or ``fit`` refuses.
     """
-    if device is None:
-        local = os.environ.get("LOCAL_RANK", "0")
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    if not recipe.trains:
+        raise ValueError(
+            f"recipe is {recipe.name}, expected one with a method: it only converts the network of "
+            f"{recipe.settings['start']} (snnkern convert RUN --recipe {recipe.name})"
+        )
+    device = device or default_device()
     epochs = recipe.settings["epochs"] if epochs is None else epochs
     seed = recipe.settings.get("seed", 0) if seed is None else seed
+    begun = resume and (folder / "last.safetensors").exists()
+    if not begun:
+        _check_start(recipe, folder, start)
     ranks = Ranks(torch.device(device))
     torch.manual_seed(seed)
     model = recipe.model().to(device)
     split = recipe.split(data)
-    torch.manual_seed(seed + ranks.rank)  # dropout and augmentation differ, weights do not
-    optimizer = recipe.optimizer(model)
-    with _threads(recipe.settings.get("threads")):
+    with threads(recipe.settings.get("threads")):
+        if start is not None and not begun:
+            model = begin(recipe, model, start, split, seed, progress and ranks.rank == 0)
+            if ranks.rank == 0:
+                about = {"start": str(start), "thresholds": thresholds(model)}
+                write_atomically(folder / "start.json", json.dumps(about, indent=1).encode())
+        torch.manual_seed(seed + ranks.rank)  # dropout and augmentation differ, weights do not
+        optimizer = recipe.optimizer(model)
         return fit(
             model,
             _loader(split.train, recipe.settings["batch_size"], seed, ranks),
@@ -73,7 +90,7 @@ def train(
             autocast=recipe.autocast,
             seed=seed,
             folder=folder,
-            recipe=recipe.text,
+            recipe=recipe.text_on(data),
             resume=resume,
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
@@ -81,28 +98,29 @@ def train(
         )
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Within the block torch computes with so many threads; None leaves it as it is."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _check_start(recipe: Recipe, folder: Path, start: Path | None) -> None:
+    needed = recipe.settings.get("start")
+    if needed is None and start is not None:
+        raise ValueError(f"start is {start}, expected none: {recipe.name} begins with new weights")
+    if needed is not None and start is None:
+        raise ValueError(
+            f"start is missing, expected the folder of a run of {needed}, with whose network "
+            f"{recipe.name} begins (snnkern train --start); snnkern train {needed} makes one"
+        )
+    check_free(folder)  # now, not after the conversion
 
 
 def _loader(
-    dataset: TensorDataset, batch_size: int, seed: int | None, ranks: Ranks
+    dataset: Samples, batch_size: int, seed: int | None, ranks: Ranks
 ) -> DataLoader[tuple[torch.Tensor, ...]]:
     """Batches of this rank, shuffled where there is a seed, with ``batch_size`` on all together."""
     if batch_size % ranks.count:
         raise ValueError(
             f"batch_size is {batch_size} on {ranks.count} ranks, expected a multiple of them"
         )
-    generator = torch.Generator().manual_seed(seed or 0)
     if ranks.count == 1:
-        return DataLoader(dataset, batch_size, shuffle=seed is not None, generator=generator)
+        return loader(dataset, batch_size, shuffle=seed is not None, seed=seed or 0)
+    generator = torch.Generator().manual_seed(seed or 0)
     sampler: DistributedSampler[tuple[torch.Tensor, ...]] = DistributedSampler(
         dataset, ranks.count, ranks.rank, shuffle=seed is not None, seed=seed or 0
     )

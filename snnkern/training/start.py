@@ -1,0 +1,211 @@
+"""Networks that others begin with: read from the folder of a run, and converted where they must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from snnkern.attacks import evaluate
+from snnkern.data import Samples, Split, loader
+from snnkern.models import SpikingNetwork
+from snnkern.nn import LIF
+from snnkern.training.checkpoint import load_checkpoint
+from snnkern.training.ranks import default_device
+from snnkern.training.recipe import Recipe, Table
+from snnkern.training.run import RunFolder, check_free
+
+
+def load_run(path: Path) -> tuple[Recipe, nn.Module]:
+    """The recipe of a run, and its network with the weights of a checkpoint.
+
+    Args:
+        path: the folder of the run, for its last checkpoint, or one of its checkpoints:
+            ``best.safetensors`` is the one of the highest accuracy on the test set, which that
+            accuracy flatters.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    recipe = Recipe.load(_folder(path) / "recipe.toml")
+    model = recipe.model()
+    _load(model, path, neurons=True)
+    return recipe, model
+
+
+def begin(
+    recipe: Recipe, model: nn.Module, path: Path, split: Split[Samples], seed: int, progress: bool
+) -> nn.Module:
+    """The network of a recipe that begins with that of another run.
+
+    Where that is a ReLU network and this spikes, its weights become those of a ReLU network with
+    the neurons of this recipe, which is converted. Otherwise all that it learnt is taken over.
+
+    Args:
+        recipe: has a ``start``.
+        model: of the recipe, with new weights.
+        path: of the other run; see ``load_run``.
+        split: the data of the recipe.
+        seed: of the order of the images that balance thresholds.
+        progress: show a progress bar while converting.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: its weights do not fit, or it would have to be converted and the recipe does not
+            say how.
+    """
+    other = Recipe.load(_folder(path) / "recipe.toml")
+    converted = recipe.spikes and not other.spikes
+    _load(model, path, neurons=not converted)
+    if not converted:
+        return model
+    if "convert" not in recipe.settings:
+        raise ValueError(
+            f"start is {path}, a ReLU network, and the recipe has no table convert, expected one "
+            "that says how it becomes a spiking network"
+        )
+    assert isinstance(model, SpikingNetwork)
+    model.timesteps = 0
+    return recipe.convert(model, split, seed, progress)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of a ReLU network.
+
+    Args:
+        folder: of the spiking network's run.
+        timesteps: its T.
+        thresholds: its thresholds, by the names of their layers.
+        before: accuracy of the ReLU network on the test images.
+        after: accuracy of the spiking network.
+    """
+
+    folder: Path
+    timesteps: int
+    thresholds: dict[str, list[float]]
+    before: float
+    after: float
+
+
+def convert_run(
+    path: Path,
+    recipe: Recipe | None = None,
+    *,
+    timesteps: int | None = None,
+    options: Table | None = None,
+    folder: Path | None = None,
+    data: Path | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> Converted:
+    """Converts the network of a run, and keeps the result as a run of its own.
+
+    Other runs can begin with that: it holds thresholds, and is not converted again.
+
+    Args:
+        path: the run; see ``load_run``.
+        recipe: has a table ``convert``, which says how; without one it is the recipe of the run
+            that does, with these ``timesteps`` and ``options``.
+        timesteps: T of the spiking network; 8 unless given.
+        options: a table ``convert``.
+        folder: of the result; that of the run with ``_converted`` behind unless given.
+        data: where data sets lie.
+        seed: of the order of the images that balance thresholds.
+        device: where to convert; a GPU where there is one.
+        progress: show progress bars.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: its network spikes, the folder holds a run, or ``convert`` refuses.
+    """
+    run = _folder(path)
+    ann_recipe, ann = load_run(path)
+    if ann_recipe.spikes:
+        raise ValueError(f"run is {path}, whose network spikes, expected a ReLU network")
+    if recipe is None:
+        timesteps = 8 if timesteps is None else timesteps
+        recipe = _converting(ann_recipe, run.name, timesteps, options or {})
+    elif options or timesteps is not None:
+        given = {"timesteps": timesteps} if timesteps is not None else {}
+        raise ValueError(
+            f"options are {given | (options or {})} and there is a recipe, expected one of the two"
+        )
+    folder = folder or run.with_name(f"{run.name}_converted")
+    check_free(folder)
+    device = device or default_device()
+    split = recipe.split(data)
+    test = loader(split.test, 256)
+    with threads(recipe.settings.get("threads")):
+        model = begin(recipe, recipe.model().to(device), path, split, seed, progress)
+        before, after = (
+            evaluate(network, test, progress=progress).accuracy()
+            for network in (ann.to(device), model)
+        )
+    timesteps = recipe.settings["model"]["timesteps"]
+    result = Converted(folder, timesteps, thresholds(model), before, after)
+    settings = {"command": "convert", "start": str(path), "seed": seed} | asdict(result)
+    kept = RunFolder(folder, settings | {"folder": str(folder)}, recipe.text_on(data), True, False)
+    kept.begin()
+    kept.save({"model": model.state_dict()}, best=False)
+    return result
+
+
+def thresholds(model: nn.Module) -> dict[str, list[float]]:
+    """The thresholds of all layers of neurons, by name."""
+    return {
+        name: module.threshold.flatten().tolist()
+        for name, module in model.named_modules()
+        if isinstance(module, LIF)
+    }
+
+
+def _converting(ann: Recipe, start: str, timesteps: int, options: Table) -> Recipe:
+    """The recipe of a ReLU network, made that of a spiking one which begins with it."""
+    model = ann.settings["model"] | {"timesteps": timesteps}
+    return Recipe.of(ann.name, ann.settings | {"start": start, "model": model, "convert": options})
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Within the block torch computes with so many threads; None leaves it as it is."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _folder(path: Path) -> Path:
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "recipe.toml").is_file():
+        raise FileNotFoundError(
+            f"start is {path}, expected the folder of a run of snnkern train, or a checkpoint in it"
+        )
+    return folder
+
+
+def _load(model: nn.Module, path: Path, *, neurons: bool) -> None:
+    """Takes the weights of a checkpoint over, and what the neurons have only where asked to."""
+    file = path / "last.safetensors" if path.is_dir() else path
+    state = load_checkpoint(file)["model"]
+    if not neurons:
+        for name, module in model.named_modules():
+            if isinstance(module, LIF):
+                own = (module.decay_name, "threshold", "synapse_decay")
+                state |= {
+                    f"{name}.{key}": value
+                    for key, value in module.state_dict().items()
+                    if key in own
+                }
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        raise ValueError(f"{file} holds other weights than the network has: {words}") from error
