@@ -177,7 +177,7 @@ def test_we_read_snntorch_s() -> None:
 @pytest.mark.skipif(not ours.HAS_V_RESET, reason="nirtorch wants a newer nir to import for Norse")
 def test_norse_reads_ours() -> None:
     norse = pytest.importorskip("norse.torch", exc_type=ImportError)
-    euler = {"charge": "euler_box", "strict": True}
+    euler: dict[str, Any] = {"charge": "euler_box", "strict": True}
     model = two_layers(LIF(rate=0.5, **euler), LIF(rate=0.4, threshold=0.1, **euler))
     x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
     spikes = model(x)
