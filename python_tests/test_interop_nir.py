@@ -163,11 +163,12 @@ def test_we_read_snntorch_s() -> None:
     torch.manual_seed(0)
     options = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": True}
     beta, threshold = torch.full((6,), 0.9), torch.full((6,), 0.3)
-    model = nn.Sequential(nn.Linear(4, 6), snn.Leaky(beta, threshold, **options))
+    leaky: Any = snn.Leaky(beta, threshold, **options)
+    model = nn.Sequential(nn.Linear(4, 6), leaky)
     x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
     graph = writer.export_to_nir(model, x[0], ignore_dims=[0])
     twin = ours.from_nir(graph, dt=1e-4, reset="hard")
-    model[1].reset_mem()
+    leaky.reset_mem()
     spikes = stepwise(model, x)
     assert spikes.any()
     assert torch.equal(twin(x), spikes)
