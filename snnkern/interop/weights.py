@@ -130,7 +130,6 @@ def _places(model: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor | None]]:
-    module: Any
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             for leaf in ("weight", "bias"):
@@ -139,7 +138,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor | None]]:
             for leaf in NORM:
                 yield f"norm {leaf}", f"{name}.{leaf}", getattr(module, leaf)
         if isinstance(module, LIF):
-            yield "threshold", f"{name}.threshold", module.threshold
-            yield "leak", f"{name}.leak", module.leak
+            for leaf in ("threshold", "leak"):
+                yield leaf, f"{name}.{leaf}", getattr(module, leaf)
         if isinstance(module, Residual):
             yield "branch weights", f"{name}.branch_weights", module.branch_weights
