@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -289,6 +291,27 @@ class ReadsAStepTwice(Loop):
 
 def test_an_input_that_is_read_more_than_once() -> None:
     compare(ReadsAStepTwice, [images(T, 3, 7), images(T, 3, 7)], run)
+
+
+def test_an_input_with_more_steps_than_the_loop() -> None:
+    """Indices take the first ones; what iterates over it would take them all, and is refused."""
+    x = images(T + 2, 3, 2, 6, 6)
+    compare(Passed, [x], run)
+    fast = layerwise(Hidden(init_hidden=True), T)
+    for steps in (x, x[: T - 1]):
+        with pytest.raises(ValueError, match=f"x has {len(steps)} time steps, expected {T}"):
+            fast(steps)
+
+
+def test_copies_and_pickles() -> None:
+    fast = layerwise(Passed(), T)
+    x = images(T, 3, 2, 6, 6)
+    # Before a call: the library's states, which are part of a graph then, cannot be copied.
+    twins = copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))
+    expected = fast(x)
+    for twin in twins:
+        assert twin.model is not fast.model
+        assert all(torch.equal(a, b) for a, b in zip(twin(x), expected, strict=True))
 
 
 class EveryOther(Loop):

@@ -158,6 +158,9 @@ class _Tracer(fx.Tracer):
     def __init__(self, timesteps: int) -> None:
         super().__init__()
         self.timesteps = timesteps
+        self.iterated: set[str] = (
+            set()
+        )  # names of what must have as many elements as there are steps
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Neurons too."""
@@ -170,6 +173,8 @@ class _Tracer(fx.Tracer):
             module = self.root.get_submodule(str(obj.node.target))
             if library_of(module):
                 count = 1 + len(_states_of(module))
+        else:
+            self.iterated.add(obj.node.name)
         return iter([operator.getitem(obj, t) for t in range(count)])
 
 
@@ -205,6 +210,10 @@ class Layerwise(nn.Module):
         for item in self._order:
             item.fresh = self._is_neuron(item) and item.node.target in reset
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles by tracing anew."""
+        return Layerwise, (self.model, self.timesteps), {"training": self.training}
+
     def _trace(self) -> tuple[fx.Graph, set[str]]:
         """The graph, and the neurons that the forward of the model resets."""
         before = {name: _states_of(module) for name, module in self._neurons.items()}
@@ -214,7 +223,9 @@ class Layerwise(nn.Module):
             for state, mark in marks[name].items():
                 setattr(self._neurons[name], state, mark)
         try:
-            graph = _Tracer(self.timesteps).trace(self.model)
+            tracer = _Tracer(self.timesteps)
+            graph = tracer.trace(self.model)
+            self._iterated = tracer.iterated
         except Exception as error:
             raise ValueError(
                 f"model {type(self.model).__name__} cannot be traced: {error}"
@@ -469,9 +480,16 @@ class Layerwise(nn.Module):
         return self._over_time(item, look_up)
 
     def _input_steps(self, source: Item, value: Any, dim: int) -> Any:
+        given = value.shape[dim] if isinstance(value, Tensor) else len(value)
+        if given < self.timesteps or (
+            source.node.name in self._iterated and given > self.timesteps
+        ):
+            raise ValueError(
+                f"{source.node.name} has {given} time steps, expected {self.timesteps} (timesteps)"
+            )
         if isinstance(value, Tensor):
-            return value.movedim(dim, 0)
-        return list(value)
+            return value.movedim(dim, 0)[: self.timesteps]
+        return list(value)[: self.timesteps]
 
     def _run_once(self, item: Item, values: dict[int, Any]) -> Any:
         """A node outside time, which may gather what the steps gave."""
