@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -303,15 +302,14 @@ def test_an_input_with_more_steps_than_the_loop() -> None:
             fast(steps)
 
 
-def test_copies_and_pickles() -> None:
+def test_copies() -> None:
     fast = layerwise(Passed(), T)
     x = images(T, 3, 2, 6, 6)
     # Before a call: the library's states, which are part of a graph then, cannot be copied.
-    twins = copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))
+    twin = copy.deepcopy(fast)
     expected = fast(x)
-    for twin in twins:
-        assert twin.model is not fast.model
-        assert all(torch.equal(a, b) for a, b in zip(twin(x), expected, strict=True))
+    assert twin.model is not fast.model
+    assert all(torch.equal(a, b) for a, b in zip(twin(x), expected, strict=True))
 
 
 class EveryOther(Loop):

@@ -211,7 +211,7 @@ class Layerwise(nn.Module):
             item.fresh = self._is_neuron(item) and item.node.target in reset
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles by tracing anew."""
+        """Copies by tracing anew."""
         return Layerwise, (self.model, self.timesteps), {"training": self.training}
 
     def _trace(self) -> tuple[fx.Graph, set[str]]:
