@@ -279,3 +279,15 @@ def test_eval_mode_passes_no_gradient_unless_corrected() -> None:
                 (own_v,) = torch.autograd.grad(own.v.sum(), leaf)
                 (fused_v,) = torch.autograd.grad(fused.v.sum(), leaf)
             assert torch.allclose(own_v, fused_v, rtol=1e-5)
+
+
+@pytest.mark.skipif(not HAS_TRANSITIONS, reason="0.0.0.0.14 has scripted parts")
+@pytest.mark.parametrize("name", ["LIF", "PLIF", "IF soft"])
+def test_a_compiler_sees_it_whole(name: str) -> None:
+    own, fused, _ = twins(conv_net(NODES[name]))
+    compiler: Any = torch.compile
+    compiled = compiler(fused, backend="eager", fullgraph=True)
+    inputs = [images(4, 3, 2, 6, 6)]
+    expected = own(inputs[0])
+    assert torch.equal(compiled(inputs[0]), expected)
+    assert torch.equal(fused[1].v, own[1].v)
