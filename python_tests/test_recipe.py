@@ -635,7 +635,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("begun")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("stand_in", ["digits", "synthetic"])
 @pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("digits")])
 def test_the_recipes_of_the_papers_run(
