@@ -820,7 +820,8 @@ def check_parameter(name: str, value: float | Tensor) -> None:
 _seen: MutableMapping[Tensor, dict[str, int]] = WeakTensorKeyDictionary()
 
 
-def _waits_for_device(value: Tensor) -> bool:
+def waits_for_device(value: Tensor) -> bool:
+    """Whether a look at the values of a tensor waits for its device."""
     return value.is_cuda
 
 
@@ -828,13 +829,13 @@ def _captured(t: Tensor) -> bool:
     return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _check_values(name: str, value: Tensor) -> None:
+def check_values(name: str, value: Tensor) -> None:
     """``check_parameter`` as often as values may have changed.
 
     On a GPU a look waits for the device. So a tensor is looked at once for every version of it, and
     not at all where a module keeps it within its bounds or a CUDA graph captures the call.
     """
-    if not _waits_for_device(value):
+    if not waits_for_device(value):
         check_parameter(name, value)
         return
     versions = _seen.setdefault(value, {})
@@ -894,7 +895,7 @@ def _parameter(name: str, value: float | Tensor, x: Tensor) -> Tensor:
             allowed += f" or {list(x.shape[2:])} (one per neuron)"
         raise ValueError(f"{name} has shape {list(value.shape)}, expected {allowed}")
     if not torch.compiler.is_compiling():
-        _check_values(name, value)
+        check_values(name, value)
     value = value.to(dtype)
     if per_neuron and not per_channel:
         # One for every neuron of the batch, where the kernel finds it beside the neuron.
