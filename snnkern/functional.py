@@ -750,8 +750,11 @@ def _with_surrogate(
         raise ValueError(
             f"surrogate has {len(surrogate)} entries, expected {x.shape[1]}, one for every sample"
         )
-    rows = []
+    rows: list[list[float]] = []
     for number, one in enumerate(surrogate):
+        if number > 0 and one is surrogate[number - 1]:
+            rows.append(rows[-1])
+            continue
         if not isinstance(one, Surrogate):
             raise TypeError(f"surrogate[{number}] is {one!r}, expected {wanted}")
         if isinstance(one, NotPointwise):
