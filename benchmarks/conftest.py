@@ -41,6 +41,13 @@ def _threads(text: str) -> int:
     return int(text)
 
 
+def _ensemble(text: str) -> list[int]:
+    numbers = [_threads(part) for part in text.split(",")]
+    if len(numbers) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected three numbers")
+    return numbers
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("snnkern")
     group.addoption(
@@ -56,6 +63,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[1, 2],
         metavar="N,...",
         help="numbers of threads (default: 1,2)",
+    )
+    group.addoption(
+        "--ensemble",
+        type=_ensemble,
+        default=[20, 32, 2],
+        metavar="STEPS,IMAGES,FEWER",
+        help="of the ensemble's PGD; FEWER steps of the members in plain PyTorch, whose time is "
+        "scaled to STEPS (default: 20,32,2)",
     )
     group.addoption(
         "--slow",

@@ -1,10 +1,10 @@
-"""The tables of SNN-RAT and HIRE-SNN, on handwritten digits.
+"""The tables of four papers, on handwritten digits.
 
     python -m benchmarks.robustness --save-results
 
 trains small networks by the digits recipes, one per row of the papers' tables and seed, attacks
-each by its own gradients and by those of the same network of another seed, and says in words which
-of the papers' findings the figures show. Every training keeps a run folder: the same command goes
+each by its own gradients and by those of a network of another seed, and says in words which of the
+papers' findings the figures show. Every training keeps a run folder: the same command goes
 on where it was interrupted.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,19 +23,38 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from benchmarks import comparison
-from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack, Transfer, evaluate
+from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack, Ensemble, Transfer, evaluate
 from snnkern.data import loader
 from snnkern.nn import Gradient
 from snnkern.report.table import Cell, Table, percent
-from snnkern.training import load_checkpoint
 from snnkern.training.recipe import Recipe
+from snnkern.training.start import convert_run, load_run
 from snnkern.training.train import train
 
 RESULTS = Path(__file__).with_name("results")
-KINDS: tuple[type[Attack], ...] = (FGSM, RFGSM, PGD, BIM)
-GRADIENTS: dict[str, Gradient | None] = {"BPTT": None, "BPTR": "rate"}
-ATTACKS = tuple(f"{kind.__name__} {gradient}" for kind in KINDS for gradient in GRADIENTS)
 BOXES = {"white box": "", "transfer": "transferred "}  # with what the attacks' names begin
+
+
+def through_time_and_rate(eps: float) -> dict[str, Attack]:
+    """Those of Ding et al. 2022, each by BPTT and by BPTR."""
+    kinds: tuple[type[Attack], ...] = (FGSM, RFGSM, PGD, BIM)
+    gradients: dict[str, Gradient | None] = {"BPTT": None, "BPTR": "rate"}
+    return {
+        f"{kind.__name__} {name}": kind(eps, gradient=gradient)
+        for kind in kinds
+        for name, gradient in gradients.items()
+    }
+
+
+def ensembles(eps: float) -> dict[str, Attack]:
+    """Those of Ozdenizci & Legenstein 2023: by the neurons' own surrogate, and by all 19."""
+    kinds = {"FGSM": FGSM(eps), "PGD-20": PGD(eps, steps=20)}
+    return kinds | {f"{name} ensemble": Ensemble(attack) for name, attack in kinds.items()}
+
+
+def seven_quarters(eps: float) -> dict[str, Attack]:
+    """Those of Sharmin et al. 2020: seven steps of a quarter of ``eps``."""
+    return {"FGSM": FGSM(eps), "PGD": PGD(eps, step_size=eps / 4)}
 
 
 class Paper(NamedTuple):
@@ -46,12 +65,24 @@ class Paper(NamedTuple):
         recipes: by the name of the training.
         above: pairs of trainings, of which the paper finds the first the more robust.
         alike: pairs, of which the paper finds the first hardly more robust.
+        attacks: of a size, by name.
+        iterated: pairs of a single-step attack and its iterated one.
+        source: the training on whose network the transferred attacks are crafted; the same one
+            unless given.
     """
 
     title: str
     recipes: dict[str, str]
     above: tuple[tuple[str, str], ...]
     alike: tuple[tuple[str, str], ...] = ()
+    attacks: Callable[[float], dict[str, Attack]] = through_time_and_rate
+    iterated: tuple[tuple[str, str], ...] = (
+        ("FGSM BPTT", "PGD BPTT"),
+        ("FGSM BPTR", "PGD BPTR"),
+        ("FGSM BPTT", "BIM BPTT"),
+        ("FGSM BPTR", "BIM BPTR"),
+    )
+    source: str | None = None
 
 
 PAPERS = (
@@ -81,6 +112,29 @@ PAPERS = (
         (("HIRE", "traditional"), ("HIRE", "Gaussian noise")),
         (("Gaussian noise", "traditional"),),
     ),
+    Paper(
+        "Robust conversion (Ozdenizci & Legenstein 2023, tables 1, B1, B3 and B5)",
+        {
+            "natural ANN": "digits_robust_natural",
+            "TRADES ANN, thresholds kept": "digits_robust_frozen",
+            "TRADES ANN": "digits_robust",
+        },
+        (("TRADES ANN", "natural ANN"), ("TRADES ANN", "TRADES ANN, thresholds kept")),
+        attacks=ensembles,
+        iterated=(("FGSM", "PGD-20"), ("FGSM ensemble", "PGD-20 ensemble")),
+    ),
+    Paper(
+        "Inherent robustness (Sharmin et al. 2020, table 1)",
+        {
+            "ANN": "digits_sharmin_ann",
+            "SNN-conv": "digits_sharmin_conv",
+            "SNN-BP": "digits_sharmin_bp",
+        },
+        (("SNN-BP", "ANN"), ("SNN-BP", "SNN-conv")),
+        attacks=seven_quarters,
+        iterated=(("FGSM", "PGD"),),
+        source="ANN",
+    ),
 )
 
 
@@ -93,26 +147,42 @@ class Network(NamedTuple):
     accuracy: dict[str, float]
 
 
-def trained(recipe: Recipe, seed: int, epochs: int, folder: Path) -> nn.Module:
+def trained(recipe: Recipe, seed: int, epochs: int | None, folder: Path) -> nn.Module:
     """The network after its last epoch: none is chosen by what it makes of the test images."""
-    run = folder / f"{recipe.name}-{seed}"
-    train(recipe, run, epochs=epochs, seed=seed, resume=True, device="cpu", progress=False)
-    model = recipe.model()
-    model.load_state_dict(load_checkpoint(run / "last.safetensors")["model"])
-    return model
+    return load_run(run_of(recipe, seed, epochs, folder))[1]
+
+
+def run_of(recipe: Recipe, seed: int, epochs: int | None, folder: Path) -> Path:
+    """The run of a recipe, after that of the one with whose network it begins."""
+    run, start = folder / f"{recipe.name}-{seed}", None
+    if "start" in recipe.settings:
+        start = run_of(Recipe.load(recipe.settings["start"]), seed, epochs, folder)
+    if recipe.trains:
+        train(
+            recipe,
+            run,
+            epochs=epochs,
+            seed=seed,
+            resume=True,
+            device="cpu",
+            start=start,
+            progress=False,
+        )
+    elif start is not None and not (run / "last.safetensors").exists():
+        convert_run(start, recipe, folder=run, seed=seed, device="cpu", progress=False)
+    return run
 
 
 def attacked(
-    model: nn.Module, source: nn.Module, test: TensorDataset, eps: float, seed: int
+    model: nn.Module,
+    source: nn.Module,
+    attacks: dict[str, Attack],
+    test: TensorDataset,
+    seed: int,
 ) -> dict[str, float]:
     """The shares that ``model`` classifies right: clean, under attack, transferred from source."""
-    attacks: dict[str, Attack] = {
-        f"{kind.__name__} {name}": kind(eps, gradient=gradient)
-        for kind in KINDS
-        for name, gradient in GRADIENTS.items()
-    }
     prefix = BOXES["transfer"]
-    attacks |= {f"{prefix}{name}": Transfer(source, attack) for name, attack in attacks.items()}
+    attacks = attacks | {f"{prefix}{name}": Transfer(source, a) for name, a in attacks.items()}
     result = evaluate(model, loader(test, len(test)), attacks, seed=seed, progress=False)
     return {name: result.accuracy(name) for name in result.predictions}
 
@@ -120,7 +190,7 @@ def attacked(
 def measure(
     papers: Sequence[Paper],
     seeds: Sequence[int],
-    epochs: int,
+    epochs: int | None,
     images: int,
     eps: float,
     folder: Path,
@@ -133,22 +203,25 @@ def measure(
             "network of another seed"
         )
     measured = []
-    rows = [row for paper in papers for row in paper.recipes.items()]
-    total = 2 * len(rows) * len(seeds)
+    total = 2 * len(seeds) * sum(len(paper.recipes) for paper in papers)
     with tqdm(total=total, desc="robustness", unit="step", disable=not progress) as bar:
-        for training, name in rows:
-            recipe = Recipe.load(name)
-            test = TensorDataset(*recipe.split().test[:images])
-            models = []
-            for seed in seeds:
-                bar.set_postfix_str(f"train {name}, seed {seed}")
-                models.append(trained(recipe, seed, epochs, folder))
-                bar.update()
-            for model, source, seed in zip(models, [*models[1:], models[0]], seeds, strict=True):
-                bar.set_postfix_str(f"attack {name}, seed {seed}")
-                accuracy = attacked(model, source, test, eps, seed)
-                measured.append(Network(training, name, seed, accuracy))
-                bar.update()
+        for paper in papers:
+            models: dict[str, list[nn.Module]] = {}
+            for training, name in paper.recipes.items():
+                recipe = Recipe.load(name)
+                test = TensorDataset(*recipe.split().test[:images])
+                models[training] = []
+                for seed in seeds:
+                    bar.set_postfix_str(f"train {name}, seed {seed}")
+                    models[training].append(trained(recipe, seed, epochs, folder))
+                    bar.update()
+                sources = models[paper.source or training]
+                sources = [*sources[1:], sources[0]]
+                for model, source, seed in zip(models[training], sources, seeds, strict=True):
+                    bar.set_postfix_str(f"attack {name}, seed {seed}")
+                    accuracy = attacked(model, source, paper.attacks(eps), test, seed)
+                    measured.append(Network(training, name, seed, accuracy))
+                    bar.update()
     return measured
 
 
@@ -165,7 +238,8 @@ def table(paper: Paper, box: str, networks: Sequence[Network]) -> Table:
         extremes = f"{percent(min(right))}\N{EN DASH}{percent(max(right))}"
         return Cell(percent(statistics.mean(right)), extremes)
 
-    columns = ("clean", *(BOXES[box] + attack for attack in ATTACKS))
+    attacks = tuple(paper.attacks(0.0))
+    columns = ("clean", *(BOXES[box] + attack for attack in attacks))
     rows = tuple(
         (Cell(training), *(cell(training, column) for column in columns))
         for training in paper.recipes
@@ -174,7 +248,7 @@ def table(paper: Paper, box: str, networks: Sequence[Network]) -> Table:
         f"{paper.title}, {box}: percent classified right, the mean over the seeds and, small, the "
         "lowest and the highest."
     )
-    return Table(caption, tuple(map(Cell, ("training", "clean", *ATTACKS))), rows)
+    return Table(caption, tuple(map(Cell, ("training", "clean", *attacks))), rows)
 
 
 def verdict(claim: str, pairs: dict[str, tuple[list[float], list[float]]]) -> str:
@@ -201,23 +275,23 @@ def verdicts(paper: Paper, networks: Sequence[Network]) -> Iterator[str]:
         return shares(networks, *better), shares(networks, *worse)
 
     first, *_, own = paper.recipes
+    attacks = tuple(paper.attacks(0.0))
     clean = {"clean": pair((first, "clean"), (own, "clean"))}
     yield verdict(f"{first} above {own} on clean images", clean)
     for box, prefix in BOXES.items():
         for better, worse in paper.above + paper.alike:
             pairs = {
-                name: pair((better, prefix + name), (worse, prefix + name)) for name in ATTACKS
+                name: pair((better, prefix + name), (worse, prefix + name)) for name in attacks
             }
             hardly = " (hardly, the paper finds)" if (better, worse) in paper.alike else ""
             yield verdict(f"{better} above {worse}, {box}{hardly}", pairs)
     transferred = BOXES["transfer"]
     for training in paper.recipes:
-        pairs = {name: pair((training, transferred + name), (training, name)) for name in ATTACKS}
+        pairs = {name: pair((training, transferred + name), (training, name)) for name in attacks}
         yield verdict(f"{training}: transfer weaker than white box", pairs)
         pairs = {
-            f"{kind} {name}": pair((training, f"FGSM {name}"), (training, f"{kind} {name}"))
-            for kind in ("PGD", "BIM")
-            for name in GRADIENTS
+            iterated: pair((training, single), (training, iterated))
+            for single, iterated in paper.iterated
         }
         yield verdict(f"{training}: iterated attacks stronger than FGSM, white box", pairs)
 
@@ -234,16 +308,19 @@ def report(papers: Sequence[Paper], networks: Sequence[Network], setting: str) -
     return "\n\n".join(plain), "\n\n".join(markdown)
 
 
-def describe(seeds: Sequence[int], epochs: int, images: int, eps: float) -> str:
+def describe(seeds: Sequence[int], epochs: int | None, images: int, eps: float) -> str:
     """In words, what all figures have in common."""
+    trained = "" if epochs is None else f" for {epochs} epochs each"
     return (
         "Small convolutional networks on the 8x8 digits of scikit-learn, trained by the recipes "
-        f"`digits_*` for {epochs} epochs from new weights, seeds {', '.join(map(str, seeds))}; "
-        f"attacked on {images} test images after the last epoch, eps = {eps:g}. PGD and BIM take 7 "
-        "steps of 2.5 eps / 7. What counts is right clean and under attack. Transferred attacks "
-        "are crafted, by the same gradient, on the network of the same training and the next seed. "
-        "Beneath the tables stand the papers' findings: in how many seeds these figures show each, "
-        "and in brackets the mean difference in points."
+        f"`digits_*`{trained}, seeds {', '.join(map(str, seeds))}; attacked on {images} test "
+        f"images after the last epoch, eps = {eps:g}. PGD and BIM take 7 steps of 2.5 eps / 7 "
+        "where the table names a gradient, PGD-20 takes 20 of 2.5 eps / 20, and the PGD of Sharmin "
+        "et al. 7 of eps / 4. Ensembles have the 19 members of Ozdenizci & Legenstein. What counts "
+        "is right clean and under attack. Transferred attacks are crafted, by the same gradient, "
+        "on the network of the same training and the next seed, those of Sharmin et al. on the "
+        "ANN of the next seed. Beneath the tables stand the papers' findings: in how many seeds "
+        "these figures show each, and in brackets the mean difference in points."
     )
 
 
@@ -255,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
-    add("--epochs", type=int, default=40, help="of every training (default: 40)")
+    add("--epochs", type=int, help="of every training, instead of the recipes'")
     add("--images", type=int, default=360, help="how many test images to attack (default: all 360)")
     add("--eps", type=float, default=0.1, help="size of the attacks (default: 0.1)")
     add("--folder", type=Path, help="of the runs; in runs/, named after the commit, unless given")

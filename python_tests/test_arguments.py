@@ -265,7 +265,7 @@ def test_a_float64_layer_takes_float64_parameters(backend: Backend) -> None:
 
 def test_on_a_gpu_a_tensor_is_looked_at_once_per_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look waits for the device; here the CPU stands in for one."""
-    monkeypatch.setattr(functional, "_waits_for_device", lambda value: True)
+    monkeypatch.setattr(functional, "waits_for_device", lambda value: True)
     looks: list[str] = []
     check = functional.check_parameter
 

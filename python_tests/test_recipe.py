@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from snnkern import convert, data
 from snnkern.attacks import FGSM, PGD, RFGSM
 from snnkern.cli import main
-from snnkern.data import FORMATS, Images
+from snnkern.data import FORMATS, Images, Split
 from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF
 from snnkern.surrogate import Triangle
@@ -29,7 +30,7 @@ from snnkern.training import (
     load_checkpoint,
     read_metrics,
 )
-from snnkern.training.recipe import SHIPPED, STAND_INS, Recipe
+from snnkern.training.recipe import DATA, SHIPPED, STAND_INS, Recipe
 from snnkern.training.start import convert_run, load_run, thresholds
 from snnkern.training.train import train
 
@@ -608,7 +609,59 @@ def test_the_recipes_on_digits_train(name: str, tmp_path: Path) -> None:
     if "start" in recipe.settings:
         start = tmp_path / "start"
         train(Recipe.load(recipe.settings["start"]), start, epochs=2, progress=False)
+    if start is not None and not recipe.trains:
+        converted = convert_run(start, recipe, folder=tmp_path / "run", progress=False)
+        assert converted.after > 0.4
+        return
     history = train(recipe, tmp_path / "run", epochs=2, start=start, progress=False)
     assert history[1].loss < history[0].loss
     assert history[1].val_accuracy is not None
     assert history[1].val_accuracy > 0.4
+
+
+def shortened(name: str) -> Recipe:
+    """A recipe of the papers with twenty time steps at most."""
+    settings = Recipe.load(name).settings
+    model = settings["model"] | {"timesteps": min(settings["model"]["timesteps"], 20)}
+    changed: dict[str, Any] = {"model": model}
+    if "convert" in settings:
+        changed["convert"] = settings["convert"] | {"calibration_timesteps": 20}
+    return Recipe.of(name, settings | changed)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs lie with whose networks others begin."""
+    return tmp_path_factory.mktemp("begun")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stand_in", ["digits", "synthetic"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("digits")])
+def test_the_recipes_of_the_papers_run(
+    name: str, stand_in: str, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The papers' networks on a handful of images, twenty time steps at most: one training step,
+    from the ReLU network to the last.
+    """
+
+    def few(**options: Any) -> Split[Images]:
+        split: Split[Images] = getattr(data, STAND_INS[Path(stand_in)])(**options)
+        train, test = (Images(part.images[:4], part.labels[:4]) for part in split)
+        train.augment = split.train.augment
+        return Split(train, test)
+
+    monkeypatch.setitem(DATA, STAND_INS[Path(stand_in)], few)
+    options: Any = {"data": Path(stand_in), "device": "cpu", "progress": False}
+    recipe, start = shortened(name), None
+    if "start" in recipe.settings:
+        start = begun / f"{recipe.settings['start']}_{stand_in}"
+        if not start.exists():
+            train(shortened(recipe.settings["start"]), start, epochs=1, **options)
+    if recipe.trains:
+        history = train(recipe, tmp_path / "run", epochs=1, start=start, **options)
+        assert math.isfinite(history[0].loss)
+    else:
+        assert start is not None
+        converted = convert_run(start, recipe, folder=tmp_path / "run", **options)
+        assert all(value > 0 for values in converted.thresholds.values() for value in values)

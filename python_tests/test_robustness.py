@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 
 from benchmarks import robustness
-from benchmarks.robustness import ATTACKS, PAPERS, Network, main, measure, verdict, verdicts
+from benchmarks.robustness import PAPERS, Network, main, measure, run_of, verdict, verdicts
 from snnkern.data import digits
 from snnkern.training.recipe import DATA, Recipe
+
+ATTACKS = tuple(PAPERS[1].attacks(0.1))
 
 
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three batches to train on, and one of the papers."""
     monkeypatch.setitem(DATA, "digits", partial(digits, test_share=0.9))
-    monkeypatch.setattr(robustness, "PAPERS", PAPERS[1:])
+    monkeypatch.setattr(robustness, "PAPERS", PAPERS[1:2])
 
 
 def test_the_command_goes_on_where_it_was_interrupted(
@@ -74,8 +76,23 @@ def test_transfer_needs_two_seeds(tmp_path: Path) -> None:
 def test_papers_compare_what_they_train() -> None:
     for paper in PAPERS:
         assert {name for pair in paper.above for name in pair} == set(paper.recipes)
-        for name in paper.recipes.values():
-            assert Recipe.load(name).settings["epochs"] == 40
+        assert paper.source in (None, *paper.recipes)
+        assert {name for pair in paper.iterated for name in pair} <= set(paper.attacks(0.1))
+
+
+def test_networks_begin_with_those_that_their_recipes_name(
+    few_images: None, tmp_path: Path
+) -> None:
+    runs = {run_of(Recipe.load(name), 4, 1, tmp_path) for name in PAPERS[3].recipes.values()}
+    assert {run.name for run in runs} == {
+        f"digits_sharmin_{kind}-4" for kind in ("ann", "conv", "bp")
+    }
+    written = {run: (run / "last.safetensors").stat().st_mtime_ns for run in runs}
+    start = json.loads((tmp_path / "digits_sharmin_bp-4" / "start.json").read_text())
+    assert start["start"] == str(tmp_path / "digits_sharmin_ann-4")
+    for name in PAPERS[3].recipes.values():
+        run_of(Recipe.load(name), 4, 1, tmp_path)
+    assert written == {run: (run / "last.safetensors").stat().st_mtime_ns for run in runs}
 
 
 def test_verdicts_count_seeds() -> None:

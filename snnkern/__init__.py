@@ -1,7 +1,7 @@
 """snnkern: layers of spiking neurons as one fused kernel over all time steps."""
 
 from snnkern import _ops as _ops
-from snnkern import attacks, certify, data, functional, models, nn, surrogate, training
+from snnkern import attacks, certify, data, functional, interop, models, nn, surrogate, training
 from snnkern._info import backends, info
 from snnkern._version import __version__
 from snnkern.attacks import evaluate
@@ -23,6 +23,7 @@ __all__ = [
     "functional",
     "gradient",
     "info",
+    "interop",
     "keep_pages",
     "models",
     "nn",

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnkern import reference
 from snnkern._layout import empty_steps
-from snnkern.reference import RATE
+from snnkern.reference import RATE, Rule
 
 
 def _run(op: Any, *arguments: Any) -> Any:
@@ -50,16 +50,17 @@ class LIFConfig(NamedTuple):
     spike_format: int
     return_state: bool
     overload: str
+    rule: Any = None  # what differentiates instead of a surrogate of the ops
 
     @property
     def dynamics(self) -> tuple[int, float, float, int, int, float, bool, bool]:
         """The options that forward and backward share."""
         return self[1:9]
 
-
-def _fired(spikes: Tensor) -> Tensor:
-    """Which neurons fired at all, ``[N, ...]`` bool from ``[T, N, ...]``."""
-    return spikes.amax(0) > 0
+    def settled(self) -> LIFConfig:
+        """With the surrogate that was chosen by the time of backward, where that was put off."""
+        settle = getattr(self.rule, "settle", None)
+        return self if settle is None else settle(self)
 
 
 def is_constant(steps: Tensor) -> bool:
@@ -67,19 +68,47 @@ def is_constant(steps: Tensor) -> bool:
     return steps.shape[0] > 1 and steps.stride(0) == 0
 
 
-def _through_rate(grad_spikes: Tensor, fired: Tensor) -> Tensor:
-    """Backpropagation through the rate (BPTR): what a neuron gets passes on if it fired at all.
-
-    Nothing in it depends on time: a gradient that is the same at every step stays one step long
-    (stride 0), and so does the whole way back through the network (Ding et al. 2022, eq. 11).
-    """
-    if not is_constant(grad_spikes):
-        return torch.where(fired, grad_spikes, 0)
-    return torch.where(fired, grad_spikes[0], 0).expand(grad_spikes.shape)
-
-
 def _sum_over_time(steps: Tensor) -> Tensor:
     return steps.shape[0] * steps[0] if is_constant(steps) else steps.sum(0)
+
+
+def _mean_over_time(steps: Tensor) -> Tensor:
+    return steps[0] if is_constant(steps) else steps.mean(0)
+
+
+def _rate_factor(
+    config: LIFConfig, spikes: Tensor, mean_x: Tensor | None, decay: Tensor, threshold: Tensor
+) -> Tensor:
+    """What a spike's gradient is multiplied by on its way to the current, ``[N, ...]``.
+
+    Backpropagation through the rate (BPTR): whether the neuron fired at all (Ding et al. 2022, eq.
+    11). Else what the rule says of the mean over time of the input.
+    """
+    if config.rule is None or mean_x is None:
+        return spikes.amax(0) > 0
+    decay, threshold = (reference.broadcast(t, spikes) for t in (decay, threshold))
+    factor: Tensor = config.gain * config.rule.factor(config.gain * mean_x, decay, threshold)
+    return factor
+
+
+def _through_rate(grad_spikes: Tensor, factor: Tensor, gate: bool) -> Tensor:
+    """From the gradient of spikes to that of currents, through the rate; ``gate``: 0 or 1.
+
+    Nothing in it depends on time: a gradient that is the same at every step stays one step long
+    (stride 0), and so does the whole way back through the network.
+    """
+    once = grad_spikes[0] if is_constant(grad_spikes) else grad_spikes
+    of_currents = torch.where(factor, once, 0) if gate else (factor * once).to(once)
+    return of_currents.expand(grad_spikes.shape)
+
+
+def _by_rule(rule: Rule, backward: Any, *arguments: Any) -> Any:
+    """Backpropagation with a rule in place of a surrogate: in plain PyTorch, step by step."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise NotImplementedError(
+            f"asked for a second derivative through {rule}, which stands in for the first alone"
+        )
+    return backward(*arguments, rule=rule)
 
 
 class LIFFunction(torch.autograd.Function):
@@ -115,7 +144,8 @@ class LIFFunction(torch.autograd.Function):
             config.return_state,
         )
         if config.surrogate == RATE:
-            ctx.save_for_backward(_fired(spikes))
+            mean_x = None if config.rule is None else _mean_over_time(x.to(decay.dtype))
+            ctx.save_for_backward(_rate_factor(config, spikes, mean_x, decay, threshold))
         else:
             ctx.save_for_backward(
                 x, decay, threshold, synapse_decay, v_init, current_init, surrogate_table
@@ -129,12 +159,13 @@ class LIFFunction(torch.autograd.Function):
         if ctx.config.surrogate == RATE:
             if grad_spikes is None:
                 return (None,) * 8
-            grad_x = _through_rate(grad_spikes, *ctx.saved_tensors)
+            (factor,) = ctx.saved_tensors
+            grad_x = _through_rate(grad_spikes, factor, ctx.config.rule is None)
             if ctx.config.timesteps:
                 grad_x = _sum_over_time(grad_x).unsqueeze(0)
             return grad_x, *(None,) * 7
         x, decay, threshold, synapse_decay, v_init, current_init, table = ctx.saved_tensors
-        config: LIFConfig = ctx.config
+        config: LIFConfig = ctx.config.settled()
         if grad_spikes is None:
             if grad_state is None and grad_current is None:
                 return (None,) * 8
@@ -145,9 +176,7 @@ class LIFFunction(torch.autograd.Function):
         elif synapse_decay is None:
             grad_current = None
         needs = ctx.needs_input_grad
-        op = getattr(torch.ops.snnkern.lif_backward, config.overload)
-        gradients = _run(
-            op,
+        arguments = (
             grad_spikes,
             grad_state,
             grad_current,
@@ -166,6 +195,13 @@ class LIFFunction(torch.autograd.Function):
             table,
             any(needs[1:4]),
         )
+        if config.rule is None:
+            op = getattr(torch.ops.snnkern.lif_backward, config.overload)
+            gradients = _run(op, *arguments)
+        else:
+            gradients = _by_rule(config.rule, reference.lif_backward, *arguments)
+            if not config.rule.carried:
+                return gradients[0].mean(0).expand(x.shape), *(None,) * 7
         wanted = [g if need else None for g, need in zip(gradients, needs, strict=False)]
         return (*wanted, None, None)
 
@@ -226,7 +262,11 @@ class NormLIFFunction(torch.autograd.Function):
         if config.surrogate == RATE:
             # Given statistics do not depend on x: then only the gradient of the weight asks for it.
             asked = norm.samples > 0 or ctx.needs_input_grad[3]
-            ctx.save_for_backward(_fired(spikes), x if asked else None, mean, inverse, scale)
+            mean_y = None
+            if config.rule is not None:
+                mean_y = reference.scaled(_mean_over_time(x.to(scale.dtype))[None], scale, shift)[0]
+            factor = _rate_factor(config, spikes, mean_y, decay, threshold)
+            ctx.save_for_backward(factor, x if asked else None, mean, inverse, scale)
         else:
             ctx.save_for_backward(
                 x,
@@ -248,11 +288,15 @@ class NormLIFFunction(torch.autograd.Function):
         """Gradients of the tensors that went in; ``x`` carries the share of mean and var."""
         grad_spikes, grad_state, grad_current = grads
         if ctx.config.surrogate == RATE:
-            return NormLIFFunction._backward_through_rate(ctx, grad_spikes)
+            if grad_spikes is None:
+                return (None,) * 13
+            factor, x, mean, inverse, scale = ctx.saved_tensors
+            grad = _through_rate(grad_spikes, factor, ctx.config.rule is None)
+            return NormLIFFunction._held_through_norm(ctx, grad, x, mean, inverse, scale)
         x, mean, inverse, scale, shift, decay, threshold, synapse_decay, *rest = ctx.saved_tensors
         v_init, current_init, table = rest
         norm: NormConfig = ctx.norm
-        config: LIFConfig = ctx.config
+        config: LIFConfig = ctx.config.settled()
         if not config.return_state:  # compiled graphs hand in gradients of what nobody sees
             grad_state = grad_current = None
         elif synapse_decay is None:
@@ -262,9 +306,7 @@ class NormLIFFunction(torch.autograd.Function):
                 return (None,) * 13
             grad_spikes = x.new_zeros(()).expand(x.shape)
         needs = ctx.needs_input_grad
-        op = getattr(torch.ops.snnkern.norm_lif_backward, config.overload)
-        grad_x, total, dot, *of_neurons = _run(
-            op,
+        arguments = (
             grad_spikes,
             grad_state,
             grad_current,
@@ -286,6 +328,16 @@ class NormLIFFunction(torch.autograd.Function):
             any(needs[5:8]),
             norm.samples > 0 or needs[3] or needs[4],
         )
+        if config.rule is None:
+            op = getattr(torch.ops.snnkern.norm_lif_backward, config.overload)
+            grad_x, total, dot, *of_neurons = _run(op, *arguments)
+        else:
+            grad_x, total, dot, *of_neurons = _by_rule(
+                config.rule, reference.norm_lif_backward, *arguments
+            )
+            if not config.rule.carried:
+                grad = grad_x.mean(0).expand(x.shape)
+                return NormLIFFunction._held_through_norm(ctx, grad, x, mean, inverse, scale)
         if needs[0]:
             NormLIFFunction._through_norm(ctx, grad_x, x, mean, inverse, scale, total, dot)
         return (
@@ -324,12 +376,11 @@ class NormLIFFunction(torch.autograd.Function):
         normalise(grad, x, mean, scale, from_x, constant)
 
     @staticmethod
-    def _backward_through_rate(ctx: Any, grad_spikes: Tensor | None) -> tuple[Tensor | None, ...]:
-        fired, x, mean, inverse, scale = ctx.saved_tensors
-        if grad_spikes is None:
-            return (None,) * 13
+    def _held_through_norm(
+        ctx: Any, grad: Tensor, x: Any, mean: Tensor, inverse: Tensor, scale: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """From a gradient of what the neurons see that is held over time, if it may be."""
         needs = ctx.needs_input_grad
-        grad = _through_rate(grad_spikes, fired)
         channel = [1, -1, *(1,) * (grad.dim() - 3)]
         others = [0, *range(2, grad.dim() - 1)]
         total = dot = scale.new_zeros(scale.shape)

@@ -27,7 +27,8 @@ from snnkern.autograd import (
     NormLIFFunction,
     RateCode,
 )
-from snnkern.surrogate import KINDS, Surrogate, Triangle
+from snnkern.reference import RATE
+from snnkern.surrogate import HART, KINDS, RGA, NotPointwise, SpikeTime, Surrogate, Triangle
 
 Charge = Literal["leak", "euler", "euler_box", "decay_input", "decay"]
 Synapse = Literal["none", "charged", "decayed", "jump"]
@@ -196,8 +197,8 @@ def lif(
             is 0. A delayed reset takes a state at or above the threshold for one that has just
             fired. Tensors get gradients.
         current_init: the synapse's current before the first step; like ``v_init``.
-        surrogate: the derivative of a spike, see ``snnkern.surrogate``; or one for every sample of
-            the batch, so that samples are differentiated each in its own way.
+        surrogate: the derivative of a spike, see ``snnkern.surrogate``; or a pointwise one for
+            every sample of the batch, so that samples are differentiated each in its own way.
         detach_reset: no gradient through the spike in the reset; the threshold in it still gets
             one.
         strict: fire at ``v > threshold`` instead of ``v >= threshold``.
@@ -314,13 +315,16 @@ def _neurons(
             )
     if has_synapse and synapse_decay is None:
         raise ValueError(f"synapse_decay is None, expected a value for synapse={synapse!r}")
-    kind, args, normalized, table = _surrogates(surrogate, x)
-    config = config._replace(
-        surrogate=kind,
-        surrogate_args=args,
-        normalized=normalized,
-        overload=_overload(backend, x),
-    )
+    if isinstance(surrogate, RGA | HART) and (
+        has_synapse or (isinstance(surrogate, RGA) and charge != "leak")
+    ):
+        raise ValueError(
+            f"surrogate is {surrogate}, charge is {charge!r} and synapse is {synapse!r}, expected "
+            + ("charge='leak' and " if isinstance(surrogate, RGA) else "")
+            + "no synapse: the rule says nothing of others"
+        )
+    config, table = _with_surrogate(config, surrogate, x)
+    config = config._replace(overload=_overload(backend, x))
     tensors = (
         _parameter(DECAYS[charge], decay, x),
         _parameter("threshold", threshold, x),
@@ -798,12 +802,19 @@ def interval_lif(
     decay, threshold, start, kind_of_reset, after, strict = _bounded_neurons(
         lower, leak, threshold, reset, v_reset, v_init, strict
     )
-    kind, args, normalized, table = _surrogates(surrogate, lower)
-    if table is not None or kind in (reference.RATE, reference.SPIKE_TIME):
+    if not isinstance(surrogate, Surrogate) or isinstance(surrogate, NotPointwise | SpikeTime):
         raise ValueError(f"surrogate is {surrogate!r}, expected a function of the membrane alone")
     overload = _bounds_overload(backend, lower)
     config = IntervalConfig(
-        start, kind_of_reset, after, strict, kind, args, normalized, return_membranes, overload
+        start,
+        kind_of_reset,
+        after,
+        strict,
+        KINDS.index(surrogate.kind),
+        surrogate.args,
+        surrogate.normalized,
+        return_membranes,
+        overload,
     )
     outputs: tuple[Tensor, ...] = IntervalLIF.apply(lower, upper, decay, threshold, config)
     return outputs if return_membranes else outputs[:2]
@@ -929,13 +940,21 @@ def decay_of(charge: str, given: dict[str, float | Tensor | None]) -> float | Te
     return value
 
 
-def _surrogates(
-    surrogate: Surrogate | Sequence[Surrogate], x: Tensor
-) -> tuple[int, tuple[float, float], bool, Tensor | None]:
-    """Kind, numbers and argument of the surrogate, or a table of one for every sample."""
+def _with_surrogate(
+    config: LIFConfig, surrogate: Surrogate | Sequence[Surrogate], x: Tensor
+) -> tuple[LIFConfig, Tensor | None]:
+    """The options with their surrogate; and a table, where every sample has one of its own."""
     wanted = "a snnkern.surrogate.Surrogate such as snnkern.surrogate.Triangle()"
     if isinstance(surrogate, Surrogate):
-        return KINDS.index(surrogate.kind), surrogate.args, surrogate.normalized, None
+        number = KINDS.index(surrogate.kind) if surrogate.kind in KINDS else 0
+        by_rule = surrogate.kind not in KINDS
+        config = config._replace(
+            surrogate=RATE if isinstance(surrogate, RGA) else number,
+            surrogate_args=surrogate.args,
+            normalized=surrogate.normalized,
+            rule=surrogate if by_rule else None,
+        )
+        return config, None
     if not isinstance(surrogate, Sequence) or isinstance(surrogate, str):
         raise TypeError(
             f"surrogate is {surrogate!r} of type {type(surrogate).__name__}, expected {wanted}"
@@ -944,14 +963,17 @@ def _surrogates(
         raise ValueError(
             f"surrogate has {len(surrogate)} entries, expected {x.shape[1]}, one for every sample"
         )
-    rows = []
+    rows: list[list[float]] = []
     for number, one in enumerate(surrogate):
+        if number > 0 and one is surrogate[number - 1]:
+            rows.append(rows[-1])
+            continue
         if not isinstance(one, Surrogate):
             raise TypeError(f"surrogate[{number}] is {one!r}, expected {wanted}")
-        if one.kind == "rate":
+        if isinstance(one, NotPointwise):
             raise ValueError(f"surrogate[{number}] is {one}, expected one of a single step")
         rows.append([float(KINDS.index(one.kind)), *one.args, float(one.normalized)])
-    return 0, (0.0, 0.0), False, torch.tensor(rows, dtype=torch.float64, device=x.device)
+    return config, torch.tensor(rows, dtype=torch.float64, device=x.device)
 
 
 def _check_dense(name: str, value: Tensor) -> None:
@@ -1011,7 +1033,8 @@ def check_parameter(name: str, value: float | Tensor) -> None:
 _seen: MutableMapping[Tensor, dict[str, int]] = WeakTensorKeyDictionary()
 
 
-def _waits_for_device(value: Tensor) -> bool:
+def waits_for_device(value: Tensor) -> bool:
+    """Whether a look at the values of a tensor waits for its device."""
     return value.is_cuda
 
 
@@ -1019,13 +1042,13 @@ def _captured(t: Tensor) -> bool:
     return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _check_values(name: str, value: Tensor) -> None:
+def check_values(name: str, value: Tensor) -> None:
     """``check_parameter`` as often as values may have changed.
 
     On a GPU a look waits for the device. So a tensor is looked at once for every version of it, and
     not at all where a module keeps it within its bounds or a CUDA graph captures the call.
     """
-    if not _waits_for_device(value):
+    if not waits_for_device(value):
         check_parameter(name, value)
         return
     versions = _seen.setdefault(value, {})
@@ -1085,7 +1108,7 @@ def _parameter(name: str, value: float | Tensor, x: Tensor) -> Tensor:
             allowed += f" or {list(x.shape[2:])} (one per neuron)"
         raise ValueError(f"{name} has shape {list(value.shape)}, expected {allowed}")
     if not torch.compiler.is_compiling():
-        _check_values(name, value)
+        check_values(name, value)
     value = value.to(dtype)
     if per_neuron and not per_channel:
         # One for every neuron of the batch, where the kernel finds it beside the neuron.

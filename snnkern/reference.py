@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -102,6 +102,26 @@ SURROGATES: dict[str, Derivative] = {
     "straight_through": straight_through,
     "spike_time": spike_time,
 }
+
+
+class Rule(Protocol):
+    """A surrogate derivative that looks at all neurons and steps of a layer at once."""
+
+    @property
+    def carried(self) -> bool:
+        """Whether gradients pass through the state that one step hands to the next."""
+
+    def derivatives(self, z: Tensor) -> Tensor:
+        """ds/dz, ``[T, N, ...]`` of ``z`` ``[T, N, ...]``."""
+
+
+def rate_gain(current: Tensor, leak: Tensor, threshold: Tensor, gamma: float) -> Tensor:
+    """Slope of a neuron's rate at its mean current; see ``snnkern.surrogate.RGA``."""
+    mean = current / threshold
+    low = torch.where((mean >= 0) & (mean <= 1 - leak), gamma, 0)
+    slope = (1 - gamma + gamma * leak) / (leak + 1)
+    high = torch.where((mean >= 1 - leak) & (mean <= 2), slope, 0)
+    return (low + high) / threshold
 
 
 # The rate is no surrogate of the ops: see snnkern.autograd.
@@ -349,6 +369,7 @@ def lif_backward(
     normalized: bool,
     surrogate_table: Tensor | None,
     parameter_gradients: bool,
+    rule: Rule | None = None,
 ) -> tuple[Tensor, ...]:
     """Backpropagation through time.
 
@@ -356,7 +377,7 @@ def lif_backward(
     ``synapse_decay``, ``v_init`` and ``current_init``. The membrane is recomputed from ``x``.
     Gradients of parameters are empty unless ``parameter_gradients``, those of what is not there are
     empty too. ``surrogate_table`` gives every sample a surrogate of its own: rows of
-    ``(kind, arg, arg, normalized)``.
+    ``(kind, arg, arg, normalized)``. A ``rule`` takes the place of the surrogate; no op has one.
     """
     dtype = state_dtype(x.dtype)
     neuron = _neuron(
@@ -416,9 +437,13 @@ def lif_backward(
     scale = torch.where(is_normalized != 0, inverse, 1)
     shift = torch.where(is_normalized != 0, 1, neuron.threshold)
     looks_at_start = reset == DELAYED_SOFT or delayed_spike
+    derivatives: list[Tensor] = []
+    if rule is not None:
+        looked_at = [start, *membranes] if looks_at_start else membranes
+        found = rule.derivatives(torch.stack(looked_at) * scale - shift) * scale
+        derivatives = [*([] if looks_at_start else [zero]), *found.unbind(0)]
     since = torch.full_like(start, math.inf)
-    derivatives = []
-    for number, v in enumerate([start, *membranes]):
+    for number, v in enumerate([start, *membranes] if rule is None else []):
         z = v * scale - shift
         since = since + 1
         parts = []
@@ -462,12 +487,15 @@ def lif_backward(
         return from_above + g_next * (by_spike + by_state)
 
     # At the end of time stands the final state instead of a next step.
-    g = zero if grad_state is None else grad_state
+    carried = rule is None or rule.carried
+    g = zero if grad_state is None or not carried else grad_state
     du, delayed = torch.ones_like(zero), 0.0
     gc = zero if grad_current is None else grad_current
     steps: list[Tensor] = []
     for t in reversed(range(timesteps)):
-        g = spike_step(membranes[t], derivatives[t + 1], grads[t], g, du, delayed)
+        g = spike_step(
+            membranes[t], derivatives[t + 1], grads[t], g if carried else zero, du, delayed
+        )
         du, dx, ddecay = neuron.charge_derivatives(states[t], currents[t])
         delayed = 1.0
         sums["decay"] = sums["decay"] + g * ddecay
@@ -497,7 +525,7 @@ def channel_moments(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     return sums[0].to(centre.dtype), sums[1].to(centre.dtype)
 
 
-def _scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """What the neurons see of a normalised input: ``scale * x + shift`` per channel."""
     y = broadcast(scale, x) * x.to(scale.dtype) + broadcast(shift, x)
     return empty_steps(x, scale.dtype, x.shape[0]).copy_(y)
@@ -507,7 +535,7 @@ def norm_lif_forward(
     x: Tensor, scale: Tensor, shift: Tensor, *neuron: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``lif_forward`` of ``scale * x + shift`` (per channel), which is never stored."""
-    spikes, state, current = lif_forward(_scaled(x, scale, shift), 0, *neuron)
+    spikes, state, current = lif_forward(scaled(x, scale, shift), 0, *neuron)
     if neuron[-2] == INPUT_DTYPE:
         spikes = spikes.to(x.dtype)
     return spikes, state, current
@@ -522,6 +550,7 @@ def norm_lif_backward(
     shift: Tensor,
     mean: Tensor,
     *neuron_and_sums: Any,
+    rule: Rule | None = None,
 ) -> tuple[Tensor, ...]:
     """Backward of ``norm_lif_forward`` up to the normalisation, whose own is ``norm_backward_``.
 
@@ -530,7 +559,12 @@ def norm_lif_backward(
     """
     *neuron, sums = neuron_and_sums
     g, *rest = lif_backward(
-        grad_spikes.to(scale.dtype), grad_state, grad_current, _scaled(x, scale, shift), 0, *neuron
+        grad_spikes.to(scale.dtype),
+        grad_state,
+        grad_current,
+        scaled(x, scale, shift),
+        0,
+        *(*neuron, rule),
     )
     dims = [d for d in range(x.dim()) if d != 2]
     total, dot = (

@@ -7,9 +7,11 @@ gives ds/dz for any float tensor ``z``, of the same shape and dtype.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import ClassVar
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from snnkern import reference
@@ -23,6 +25,8 @@ class Surrogate:
     """Base of all surrogates. ``normalized``: z is ``v / threshold - 1``, not ``v - threshold``."""
 
     kind: ClassVar[str]
+    # Whether the gradient of a current is the same at every step where that of the spikes is.
+    held: ClassVar[bool] = False
     normalized: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -33,7 +37,7 @@ class Surrogate:
             raise TypeError(
                 f"{type(self).__name__}: normalized is {self.normalized!r}, expected True or False"
             )
-        for name in (parameter.name for parameter in fields(self)):
+        for name in (parameter.name for parameter in fields(self) if parameter.compare):
             if name != "normalized" and getattr(self, name) is not None:
                 owner = type(self).__name__
                 check_number(f"{owner}: {name}", getattr(self, name), low=0, open_low=True)
@@ -41,7 +45,11 @@ class Surrogate:
     @property
     def args(self) -> tuple[float, float]:
         """The two numbers that the kernels take."""
-        raise NotImplementedError
+        return 0.0, 0.0
+
+    def for_layer(self) -> Surrogate:
+        """The surrogate of one layer of a model, for as long as ``snnkern.gradient`` sets it."""
+        return self
 
     def derivative(self, z: Tensor) -> Tensor:
         """ds/dz."""
@@ -154,11 +162,6 @@ class StraightThrough(Surrogate):
 
     kind: ClassVar[str] = "straight_through"
 
-    @property
-    def args(self) -> tuple[float, float]:
-        """None are used."""
-        return 0.0, 0.0
-
 
 @dataclass(frozen=True)
 class SpikeTime(Surrogate):
@@ -185,7 +188,20 @@ class SpikeTime(Surrogate):
 
 
 @dataclass(frozen=True)
-class Rate(Surrogate):
+class NotPointwise(Surrogate):
+    """Base of what has no derivative at a point: whole neurons or layers are looked at at once.
+
+    Backward runs in plain PyTorch, whatever the backend; forward as ever. A batch has one for all
+    of its samples, and second derivatives are refused.
+    """
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Raises a ValueError: there is none at a point."""
+        raise ValueError(f"{type(self).__name__} has no derivative at a point")
+
+
+@dataclass(frozen=True)
+class Rate(NotPointwise):
     """Backpropagation through the rate (BPTR) instead of through time.
 
     The gradient of a spike passes, with factor 1, to the current of the same step where the neuron
@@ -194,12 +210,182 @@ class Rate(Surrogate):
     """
 
     kind: ClassVar[str] = "rate"
+    held: ClassVar[bool] = True
 
-    @property
-    def args(self) -> tuple[float, float]:
-        """None are used."""
-        return 0.0, 0.0
+
+@dataclass(frozen=True)
+class RGA(NotPointwise):
+    """Rate gradient approximation: through the slope of the rate over the mean current.
+
+    The gradient of a spike passes to the current of the same step, times ``gamma`` where the mean
+    over time of the current, in units of the threshold, is in ``[0, 1 - leak]``, plus ``(1 - gamma
+    + gamma leak) / (leak + 1)`` where it is in ``[1 - leak, 2]``; over the threshold. Leak,
+    threshold and initial state get none. For ``charge="leak"`` without a synapse. Bu et al. 2023,
+    for a threshold of 1.
+    """
+
+    kind: ClassVar[str] = "rga"
+    held: ClassVar[bool] = True
+    gamma: float = 0.2
+
+    def factor(self, current: Tensor, leak: Tensor, threshold: Tensor) -> Tensor:
+        """What a spike's gradient is multiplied by, of the mean currents ``[N, ...]``."""
+        return reference.rate_gain(current, leak, threshold, self.gamma)
+
+
+@dataclass(frozen=True)
+class HART(NotPointwise):
+    """Hybrid of rate and time: no way back through the carried state, the mean over time instead.
+
+    The gradient of a spike passes through ``Triangle(width)`` to the current of its own step alone;
+    every step then gets the mean of all. Leak, threshold and initial state get none. Not with a
+    synapse, which is no membrane to detach. Hao et al. 2024.
+    """
+
+    kind: ClassVar[str] = "hart"
+    held: ClassVar[bool] = True
+    carried: ClassVar[bool] = False
+    width: float = 1.0
 
     def derivative(self, z: Tensor) -> Tensor:
-        """Raises a ValueError: there is none at a point."""
-        raise ValueError("Rate has no derivative at a point")
+        """ds/dz of the own step."""
+        return reference.triangle(z, self.width, 1 / self.width**2)
+
+    def derivatives(self, z: Tensor) -> Tensor:
+        """The same for all steps, ``[T, N, ...]``."""
+        return self.derivative(z)
+
+
+@dataclass(frozen=True)
+class PDSG(NotPointwise):
+    """Potential-dependent surrogate: a bell as wide as the layer's membranes are spread.
+
+    ``exp(-(z - sigma / 2)^2 / (2 sigma^2)) / (sqrt(2 pi) sigma)``, where sigma is the standard
+    deviation of z over the steps so far, the batch and space, per channel of a convolutional layer
+    ``[T, N, C, ...]`` and over all neurons of another ``[T, N, C]``; 1 where z is all the same.
+    The gradient of a sample so depends on its batch. Lun et al. 2025.
+    """
+
+    kind: ClassVar[str] = "pdsg"
+    carried: ClassVar[bool] = True
+
+    def derivatives(self, z: Tensor) -> Tensor:
+        """ds/dz, ``[T, N, ...]``."""
+        dims = [d for d in range(1, z.dim()) if d != 2 or z.dim() == 3]
+        # Step by step, then steps together: exactly 0 where all is the same.
+        var, mean = torch.var_mean(z, dims, correction=0, keepdim=True)
+        steps = range(1, len(z) + 1)
+        spread = [var[:t].mean(0) + mean[:t].var(0, correction=0) for t in steps]
+        sigma = torch.stack(spread).sqrt()
+        sigma = torch.where(sigma == 0, 1, sigma)
+        bell = torch.exp(-((z - sigma / 2) / sigma).square() / 2)
+        return bell / (math.sqrt(2 * math.pi) * sigma)
+
+
+@dataclass
+class Moments:
+    """What ``ASSG`` has seen of the neurons of a layer, ``[T, N, ...]``: mean and deviation of |z|.
+
+    ``held``: see without remembering.
+    """
+
+    mean: Tensor | None = None
+    deviation: Tensor | None = None
+    held: bool = False
+
+    def restart(self) -> None:
+        """Forgets."""
+        self.mean = self.deviation = None
+
+    def only(self, samples: Tensor) -> None:
+        """Goes on with some of the samples alone: indices, or a mask."""
+        if self.mean is not None and self.deviation is not None:
+            self.mean, self.deviation = self.mean[:, samples], self.deviation[:, samples]
+
+
+@dataclass(frozen=True)
+class ASSG(NotPointwise):
+    """Adaptive sharpness: an arctangent as wide as each neuron's membrane strays from threshold.
+
+    At every gradient that is asked for, per neuron and step::
+
+        M = decay M + (1 - decay) |z|               starting at 1
+        D = decay D + (1 - decay) ||z| - M|         starting at 0
+        alpha = a / (M + relax D + 1e-4)            a = 2 tan(pi share) / pi
+        ds/dz = alpha / 2 / (1 + (pi / 2 alpha z)^2)
+
+    so that about ``share`` of the surrogate's mass on either side lies where z is. Wang et al.
+    2025. In ``snnkern.gradient`` M and D start anew with the block and live until its end: an
+    attack begins with none. ``snnkern.nn.hold_surrogates`` keeps them as they are, for the repeats
+    of a gradient that is an expectation. Elsewhere every call starts anew.
+
+    Args:
+        share: A of the paper, below 0.5; there between 0.35 and 0.49.
+        relax: weight of the deviation.
+        decay: of the moving means, below 1.
+        moments: what was seen so far, updated in place; None starts anew at every call.
+    """
+
+    kind: ClassVar[str] = "assg"
+    carried: ClassVar[bool] = True
+    share: float = 0.425
+    relax: float = 1.5
+    decay: float = 0.9
+    moments: Moments | None = field(default=None, repr=False, compare=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Refuses shares and decays that mean nothing."""
+        super().__post_init__()
+        for name, high in (("share", 0.5), ("decay", 1.0)):
+            if getattr(self, name) >= high:
+                raise ValueError(
+                    f"ASSG: {name} is {getattr(self, name)!r}, expected a number below {high:g}"
+                )
+
+    def for_layer(self) -> ASSG:
+        """One that remembers its layer."""
+        return replace(self, moments=Moments())
+
+    def derivatives(self, z: Tensor) -> Tensor:
+        """ds/dz, ``[T, N, ...]``; ``moments`` are updated."""
+        seen = self.moments or Moments()
+        if seen.mean is None or seen.deviation is None:
+            seen.mean, seen.deviation = torch.ones_like(z), torch.zeros_like(z)
+            held = False
+        else:
+            held = seen.held
+        if seen.mean.shape != z.shape:
+            raise ValueError(
+                f"the neurons have shape {list(z.shape)}, expected {list(seen.mean.shape)} as "
+                "before: ASSG follows every neuron of a batch from one gradient to the next"
+            )
+        if not held:
+            size = z.abs()
+            seen.mean = self.decay * seen.mean + (1 - self.decay) * size
+            stray = (size - seen.mean).abs()
+            seen.deviation = self.decay * seen.deviation + (1 - self.decay) * stray
+        a = 2 * math.tan(math.pi * self.share) / math.pi
+        alpha = a / (seen.mean + self.relax * seen.deviation + 1e-4)
+        return alpha / 2 / (1 + (math.pi / 2 * alpha * z).square())
+
+
+@dataclass(frozen=True)
+class Deferred(NotPointwise):
+    """A surrogate that is chosen when a gradient is asked for: one forward pass for several.
+
+    Args:
+        now: a list that holds one pointwise surrogate by the time of backward.
+    """
+
+    kind: ClassVar[str] = "deferred"
+    now: list[Surrogate] = field(default_factory=list, compare=False)
+
+    def settle(self, config: Any) -> Any:
+        """The options of a layer with the surrogate that was chosen."""
+        (one,) = self.now
+        return config._replace(
+            surrogate=KINDS.index(one.kind),
+            surrogate_args=one.args,
+            normalized=one.normalized,
+            rule=None,
+        )

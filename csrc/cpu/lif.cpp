@@ -26,7 +26,16 @@ bool fits_blocks(const LifDynamics<F>& d) {
 
 template <class F>
 bool fits_blocks(const LifBackward<F>& p) {
-  return fits_blocks(p.dynamics) && p.samples == 1 && p.surrogates[0].kind != Surrogate::kSpikeTime;
+  if (!fits_blocks(p.dynamics)) return false;
+  std::int64_t runs = 0;
+  bool pointwise = true;
+  for_each_surrogate(p, 0, p.shape.neurons,
+                     [&](const SurrogateChoice& choice, std::int64_t, std::int64_t) {
+                       ++runs;
+                       pointwise = pointwise && choice.kind != Surrogate::kSpikeTime;
+                     });
+  // Where samples lie apart, in short stretches, the step by step kernel is faster.
+  return pointwise && (runs == 1 || p.shape.neurons / runs >= kSmallestTile);
 }
 
 // The sum of a stretch in an order of its own: eight running sums, so that it vectorises.
@@ -89,11 +98,19 @@ void lif_forward(const LifForward<F>& p, const Tiling& tiling, std::int64_t firs
 template <class F>
 void lif_backward(const LifBackward<F>& p, const Tiling& tiling, std::int64_t first,
                   std::int64_t last) {
+  const bool in_blocks = fits_blocks(p);
   for (std::int64_t begin = first * tiling.size; first < last; ++first, begin += tiling.size) {
     const std::int64_t n = std::min(tiling.size, p.shape.neurons - begin);
     if constexpr (std::is_same_v<F, float>) {
-      if (fits_blocks(p)) {
-        backward_in_blocks(p, begin, n, tiling.size);
+      if (in_blocks) {
+        for_each_surrogate(
+            p, begin, begin + n,
+            [&](const SurrogateChoice& choice, std::int64_t from, std::int64_t stop) {
+              LifBackward<F> run = p;
+              run.surrogates = &choice;
+              run.samples = 1;
+              backward_in_blocks(run, from, stop - from, tiling.size);
+            });
         continue;
       }
     }

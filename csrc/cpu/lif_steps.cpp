@@ -165,17 +165,6 @@ class Steps {
   F* synapse_decay_;
 };
 
-// Which stretch of a tile has which surrogate.
-template <class F, class Call>
-void for_each_surrogate(const LifBackward<F>& p, std::int64_t begin, std::int64_t n, Call&& f) {
-  const Parameter<F> samples{nullptr, p.samples,
-                             p.samples == 1 ? p.shape.neurons : p.sample_stride};
-  samples.for_each_stretch(begin, begin + n,
-                           [&](std::int64_t sample, std::int64_t from, std::int64_t to) {
-                             f(p.surrogates[sample], from - begin, to - from);
-                           });
-}
-
 }  // namespace
 
 template <class F>
@@ -258,23 +247,25 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
     steps.step(at(currents, t), at(states, t), at(membranes, t + 1), at(states, t + 1), spikes);
   }
 
-  for_each_surrogate(
-      p, begin, n, [&](const SurrogateChoice& choice, std::int64_t from, std::int64_t count) {
-        std::fill_n(normalized + from, count, choice.normalized ? F(1) : F(0));
-        std::fill_n(steps_since + from, count, std::numeric_limits<F>::infinity());
-        for (std::int64_t t = looks_at_start ? 0 : 1; t <= T; ++t) {
-          F* const row = at(ds_dv, t) + from;
-          const F* const v = at(membranes, t) + from;
-          if (choice.kind == Surrogate::kSpikeTime) {
-            const SpikeTime<F> derivative{F(choice.args[0]), F(choice.args[1])};
-            spike_time_row(count, steps.neurons(), derivative, choice.normalized, from, v,
-                           steps_since + from, row);
-          }
-          with_surrogate<F>(choice.kind, choice.args, [&](const auto& derivative) {
-            derivative_row(count, steps.neurons(), derivative, choice.normalized, from, v, row);
-          });
-        }
-      });
+  for_each_surrogate(p, begin, begin + n,
+                     [&](const SurrogateChoice& choice, std::int64_t at_p, std::int64_t stop) {
+                       const std::int64_t from = at_p - begin, count = stop - at_p;
+                       std::fill_n(normalized + from, count, choice.normalized ? F(1) : F(0));
+                       std::fill_n(steps_since + from, count, std::numeric_limits<F>::infinity());
+                       for (std::int64_t t = looks_at_start ? 0 : 1; t <= T; ++t) {
+                         F* const row = at(ds_dv, t) + from;
+                         const F* const v = at(membranes, t) + from;
+                         if (choice.kind == Surrogate::kSpikeTime) {
+                           const SpikeTime<F> derivative{F(choice.args[0]), F(choice.args[1])};
+                           spike_time_row(count, steps.neurons(), derivative, choice.normalized,
+                                          from, v, steps_since + from, row);
+                         }
+                         with_surrogate<F>(choice.kind, choice.args, [&](const auto& derivative) {
+                           derivative_row(count, steps.neurons(), derivative, choice.normalized,
+                                          from, v, row);
+                         });
+                       }
+                     });
 
   start_from(p.grad_state, begin, n, grad_v);
   start_from(p.grad_current, begin, n, grad_c);

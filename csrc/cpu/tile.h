@@ -270,4 +270,27 @@ template <class F>
 void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t n,
                        std::int64_t length);
 
+inline bool same(const SurrogateChoice& a, const SurrogateChoice& b) {
+  return a.kind == b.kind && a.args[0] == b.args[0] && a.args[1] == b.args[1] &&
+         a.normalized == b.normalized;
+}
+
+// Calls f(choice, from, stop) for every run of neurons in [begin, end) that has one surrogate.
+template <class F, class Call>
+void for_each_surrogate(const LifBackward<F>& p, std::int64_t begin, std::int64_t end, Call&& f) {
+  if (p.samples == 1) return f(p.surrogates[0], begin, end);
+  const SurrogateChoice* choice = nullptr;
+  std::int64_t from = begin;
+  const Parameter<F> samples{nullptr, p.samples, p.sample_stride};
+  samples.for_each_stretch(begin, end, [&](std::int64_t sample, std::int64_t start, std::int64_t) {
+    const SurrogateChoice* const next = p.surrogates + sample;
+    if (choice && !same(*choice, *next)) {
+      f(*choice, from, start);
+      from = start;
+    }
+    choice = next;
+  });
+  f(*choice, from, end);
+}
+
 }  // namespace snnkern::cpu

@@ -2,6 +2,7 @@
 
 from snnkern.attacks.apgd import APGD
 from snnkern.attacks.attack import Attack
+from snnkern.attacks.ensemble import DEFAULT_ENSEMBLE, SURROGATE_ENSEMBLE, Ensemble
 from snnkern.attacks.evaluate import Evaluation, evaluate
 from snnkern.attacks.fgsm import FGSM, RFGSM
 from snnkern.attacks.noise import GaussianNoise
@@ -15,11 +16,14 @@ from snnkern.attacks.transfer import Transfer
 __all__ = [
     "APGD",
     "BIM",
+    "DEFAULT_ENSEMBLE",
     "FGSM",
     "PGD",
     "RFGSM",
     "SAPGD",
+    "SURROGATE_ENSEMBLE",
     "Attack",
+    "Ensemble",
     "Evaluation",
     "GaussianNoise",
     "SpikeFlip",

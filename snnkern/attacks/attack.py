@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from snnkern._checks import check_images, check_int, check_number
 from snnkern.attacks import losses
 from snnkern.attacks.ball import project_l2, project_linf, unit
-from snnkern.attacks.chance import follow
+from snnkern.attacks.chance import Draws, follow
 from snnkern.attacks.stateless import refuse_state, stateless
-from snnkern.nn import Gradient, check_stateless, evaluation_mode, gradient
+from snnkern.nn import Gradient, check_stateless, evaluation_mode, gradient, hold_surrogates
 
 Loss = Literal["ce", "margin", "dlr", "targeted-dlr", "kl", "reverse-kl"]
 Norm = Literal["linf", "l2"]
@@ -42,6 +42,7 @@ class Victim:
         clean: logits of the images before the attack, where the loss looks at them.
         eot: draws of a model with chance in it that every look takes the mean of.
         target: the classes that ``"targeted-dlr"`` aims at, ``[N]``.
+        network: the module behind ``model``.
     """
 
     model: Callable[[Tensor], Tensor]
@@ -50,6 +51,7 @@ class Victim:
     clean: Tensor | None = None
     eot: int = 1
     target: Tensor | None = None
+    network: nn.Module = field(default_factory=nn.Module)
 
     def losses(self, logits: Tensor) -> Tensor:
         """Of each sample, ``[N]``."""
@@ -84,9 +86,11 @@ class Victim:
 
     def look(self, x: Tensor) -> Look:
         """Logits, losses and gradient from one pass; the means of ``eot`` draws."""
-        draws = [self._look(x) for _ in range(self.eot)]
-        if len(draws) == 1:
+        draws = [self._look(x)]
+        if self.eot == 1:
             return draws[0]
+        with hold_surrogates(self.network):
+            draws += [self._look(x) for _ in range(1, self.eot)]
         return Look(*(torch.stack(parts).mean(0) for parts in zip(*draws, strict=True)))
 
     def _look(self, x: Tensor) -> Look:
@@ -178,7 +182,7 @@ class Attack(ABC):
                 with torch.no_grad():
                     clean = seen(x)
             with gradient(model, self.gradient):
-                victim = Victim(seen, y, self.loss, clean, self.eot)
+                victim = Victim(seen, y, self.loss, clean, self.eot, network=model)
                 adversarial = self.perturb(victim, x, generator)
         return adversarial.detach()
 
@@ -208,4 +212,6 @@ def random_like(
     x: Tensor, kind: Callable[..., Tensor], generator: torch.Generator | None
 ) -> Tensor:
     """``torch.rand`` or ``torch.randn`` numbers of the shape, dtype and device of ``x``."""
+    if isinstance(generator, Draws):
+        return generator.like(x, kind)
     return kind(x.shape, dtype=x.dtype, device=x.device, generator=generator)

@@ -1,11 +1,12 @@
-"""Chance inside a model, made repeatable by the caller's generator."""
+"""Chance, made repeatable by the caller's generator: inside a model, and of several attacks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -48,3 +49,51 @@ def global_streams(device: torch.device) -> list[torch.Generator]:
 def _draw(generator: torch.Generator) -> int:
     number = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
     return int(number.item())
+
+
+class Draws(torch.Generator):
+    """Random numbers of attacks that share a batch, alike however many of them do.
+
+    Every attack has a generator of its own and draws from it for the whole batch of the caller;
+    what its samples in the shared batch get is taken from that, by ``random_like``.
+
+    Args:
+        generators: of every attack.
+        count: samples of the caller's batch.
+        member: which attack each sample of the shared batch belongs to, ``[N]``.
+        rows: which sample of the caller's batch it is, ``[N]``.
+    """
+
+    def __new__(cls, generators: list[torch.Generator], *_: object) -> Draws:
+        """A generator of the same device."""
+        return super().__new__(cls, generators[0].device)  # type: ignore[call-arg]
+
+    def __init__(
+        self, generators: list[torch.Generator], count: int, member: Tensor, rows: Tensor
+    ) -> None:
+        self.generators = generators
+        self.count = count
+        self.member = member
+        self.rows = rows
+
+    def like(self, x: Tensor, kind: Callable[..., Tensor]) -> Tensor:
+        """``torch.rand`` or ``torch.randn`` numbers of the shape, dtype and device of ``x``."""
+        if len(x) != len(self.rows):
+            raise ValueError(
+                f"an attack draws for {len(x)} samples, expected {len(self.rows)}: those it was "
+                "given, or draws_for() some of them"
+            )
+        shape = (self.count, *x.shape[1:])
+        drawn = [
+            kind(shape, dtype=x.dtype, device=x.device, generator=generator)
+            for generator in self.generators
+        ]
+        return torch.stack(drawn)[self.member, self.rows]
+
+
+def draws_for(samples: Tensor, generator: torch.Generator | None) -> torch.Generator | None:
+    """What an attack draws from for some of its samples: indices, or a mask."""
+    if not isinstance(generator, Draws):
+        return generator
+    member, rows = generator.member[samples], generator.rows[samples]
+    return Draws(generator.generators, generator.count, member, rows)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from snnkern._checks import check_int
 from snnkern.attacks.attack import Attack, Loss, Victim
+from snnkern.attacks.chance import draws_for
+from snnkern.nn import adapting
 
 Keep = Literal["last", "best"]
 
@@ -56,6 +58,8 @@ class Search:
         self.best = Best(x, latest=latest)
         self.stop = stop
         self.keep: Keep = keep
+        for moments in adapting(victim.network):
+            moments.restart()
 
     def see(
         self, images: Tensor, logits: Tensor, losses: Tensor, *more: Tensor
@@ -69,6 +73,8 @@ class Search:
             return images, *more
         on = ~broken
         self.victim, self.x, self.at = self.victim.only(on), self.x[on], self.at[on]
+        for moments in adapting(self.victim.network):
+            moments.only(on)
         return tuple(part[on] for part in (images, *more))
 
     def end(self, images: Tensor) -> Tensor:
@@ -124,7 +130,7 @@ class Iterated(Attack):
             if len(left) == 0:
                 break
             part = aimed.only(left)
-            images = self.run(part, x[left], generator)
+            images = self.run(part, x[left], draws_for(left, generator))
             logits = part.logits(images)
             best.see(left, images, part.losses(logits), part.broken(logits))
         return best.images

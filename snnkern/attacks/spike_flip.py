@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snnkern._checks import check_int, check_number
 from snnkern.attacks.attack import Norm, Victim, random_like
+from snnkern.attacks.chance import draws_for
 from snnkern.attacks.iterated import Iterated, Search
 
 
@@ -64,7 +65,8 @@ class SpikeFlip(Iterated):
             images, gradient = search.see(images, *search.victim.look(images))
             if len(images) == 0:
                 break
-            images = self._flip(images, search.x, gradient, budget, per_step, generator)
+            draws = draws_for(search.at, generator)
+            images = self._flip(images, search.x, gradient, budget, per_step, draws)
         return search.end(images)
 
     def _flip(

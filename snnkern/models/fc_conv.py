@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from snnkern.functional import Coding
 from snnkern.models.network import Normalize, SpikingNetwork
-from snnkern.nn import LIF, MeanReadout, TimeDistributed
+from snnkern.nn import LIF, MeanReadout, RateCoding, TimeDistributed
 
 
 def _finish(
@@ -22,17 +23,23 @@ def _finish(
     channels: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    coding: Coding | None,
+    bias: bool,
     neuron: dict[str, Any],
 ) -> SpikingNetwork:
     """Adds fully connected layers and the readout; scores are mean spikes or mean currents."""
     for width in hidden:
-        layers += [TimeDistributed(nn.Linear(features, width)), LIF(**neuron)]
+        layers += [TimeDistributed(nn.Linear(features, width, bias)), LIF(**neuron)]
         features = width
-    layers.append(TimeDistributed(nn.Linear(features, num_classes)))
+    layers.append(TimeDistributed(nn.Linear(features, num_classes, bias)))
     if spiking_output:
         layers.append(LIF(**neuron))
     normalize = Normalize(mean or [0.0] * channels, std or [1.0] * channels)
-    return SpikingNetwork(timesteps, normalize, nn.Sequential(*layers), MeanReadout())
+    network = SpikingNetwork(timesteps, normalize, nn.Sequential(*layers), MeanReadout())
+    if coding is not None:
+        network.encoder = RateCoding(max(timesteps, 1), coding)
+        network.timesteps = timesteps
+    return network
 
 
 def fc_net(
@@ -44,6 +51,8 @@ def fc_net(
     spiking_output: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    coding: Coding | None = None,
+    bias: bool = True,
     **neuron: Any,
 ) -> SpikingNetwork:
     """Fully connected network ``X-512-256-K``.
@@ -56,6 +65,9 @@ def fc_net(
         spiking_output: the last layer fires too, and the logits are its rates, as in the paper.
         mean: of the pixels per channel, for normalisation; 0 by default.
         std: of the pixels per channel; 1 by default.
+        coding: how steps draw spikes at the rates of the pixels (``snnkern.nn.RateCoding``);
+            without one the image is the current of the first layer at every step.
+        bias: of all convolutions and linear layers.
         neuron: options of every ``snnkern.LIF``; the paper's are ``leak=0.25, threshold=0.25,
             strict=True``.
     """
@@ -69,6 +81,8 @@ def fc_net(
         input_shape[0],
         mean,
         std,
+        coding,
+        bias,
         neuron,
     )
 
@@ -83,6 +97,8 @@ def conv_net(
     spiking_output: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    coding: Coding | None = None,
+    bias: bool = True,
     **neuron: Any,
 ) -> SpikingNetwork:
     """Convolutional network ``X-C64k3s2p1-C128k3s2p1-FC256-FCK``; options as for ``fc_net``.
@@ -96,12 +112,15 @@ def conv_net(
         spiking_output: the last layer fires too, and the logits are its rates, as in the paper.
         mean: of the pixels per channel, for normalisation; 0 by default.
         std: of the pixels per channel; 1 by default.
+        coding: how steps draw spikes at the rates of the pixels (``snnkern.nn.RateCoding``);
+            without one the image is the current of the first layer at every step.
+        bias: of all convolutions and linear layers.
         neuron: options of every ``snnkern.LIF``.
     """
     layers: list[nn.Module] = []
     before, height, width = input_shape
     for after in channels:
-        conv = nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1)
+        conv = nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=bias)
         layers += [TimeDistributed(conv), LIF(**neuron)]
         before, height, width = after, (height + 1) // 2, (width + 1) // 2
     layers.append(TimeDistributed(nn.Flatten()))
@@ -115,5 +134,7 @@ def conv_net(
         input_shape[0],
         mean,
         std,
+        coding,
+        bias,
         neuron,
     )

@@ -2,7 +2,14 @@
 
 from snnkern.nn.encoding import Direct, RateCoding
 from snnkern.nn.evaluation import check_stateless, evaluation_mode
-from snnkern.nn.gradient import Gradient, GradientMode, gradient
+from snnkern.nn.gradient import (
+    Gradient,
+    GradientMode,
+    adapting,
+    check_gradient,
+    gradient,
+    hold_surrogates,
+)
 from snnkern.nn.neuron import IF, LIF
 from snnkern.nn.norm import NormLIF
 from snnkern.nn.packed import AvgPool2d, Conv2d, Linear, MaxPool2d
@@ -27,8 +34,11 @@ __all__ = [
     "SharedDropout",
     "SumReadout",
     "TimeDistributed",
+    "adapting",
+    "check_gradient",
     "check_stateless",
     "evaluation_mode",
     "gradient",
+    "hold_surrogates",
     "watch_spikes",
 ]

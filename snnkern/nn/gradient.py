@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 from torch import nn
 
-from snnkern.surrogate import Rate, Surrogate
+from snnkern.surrogate import ASSG, Moments, Rate, Surrogate
 
 Gradient = Surrogate | Literal["rate", "relu"]
 
@@ -18,7 +18,7 @@ class GradientMode(nn.Module):
 
     is_neuron: bool = False
     relu: bool = False
-    gradient_mode: Surrogate | Literal["relu"] | None = None
+    gradient_mode: Surrogate | Sequence[Surrogate] | Literal["relu"] | None = None
 
     @property
     def is_relu(self) -> bool:
@@ -28,31 +28,44 @@ class GradientMode(nn.Module):
     @property
     def through_rate(self) -> bool:
         """Whether gradients pass through rates, where no step differs from another."""
-        return isinstance(self.gradient_mode, Rate)
+        return isinstance(self.gradient_mode, Surrogate) and self.gradient_mode.held
 
-    def active_surrogate(self, own: Surrogate) -> Surrogate:
+    def active_surrogate(self, own: Surrogate) -> Surrogate | Sequence[Surrogate]:
         """The surrogate to differentiate by: ``own``, unless ``gradient`` set another."""
-        return self.gradient_mode if isinstance(self.gradient_mode, Surrogate) else own
+        mode = self.gradient_mode
+        return own if mode is None or isinstance(mode, str) else mode
+
+
+def check_gradient(name: str, g: object) -> None:
+    """Raises a TypeError unless ``g`` is what ``gradient`` takes."""
+    known = g is None or isinstance(g, Surrogate) or g in ("rate", "relu")
+    if isinstance(g, Sequence) and not isinstance(g, str):
+        known = all(isinstance(one, Surrogate) for one in g)
+    if not known:
+        raise TypeError(
+            f"{name} is {g!r}, expected a snnkern.surrogate.Surrogate, 'rate' or 'relu'"
+        )
 
 
 @contextmanager
-def gradient(model: nn.Module, g: Gradient | None) -> Iterator[None]:
+def gradient(model: nn.Module, g: Gradient | Sequence[Surrogate] | None) -> Iterator[None]:
     """Within the block every neuron of ``model`` is differentiated by ``g``.
 
     Its spikes stay the same, except for ``"relu"``; on leaving, the model is as it was.
 
     Args:
         model: any module that holds snnkern's neurons.
-        g: a surrogate; ``"rate"`` for BPTR, through the rate instead of through time (Ding et al.
-            2022); ``"relu"`` for the conversion-based attack CBA, which takes every neuron for a
-            ReLU and drops the time axis; None changes nothing.
+        g: a surrogate (``RGA``, ``HART``, ``PDSG`` and ``ASSG`` among them), or a pointwise one
+            for every sample of the batch; ``"rate"`` for BPTR, through the rate instead of through
+            time (Ding et al. 2022); ``"relu"`` for the conversion-based attack CBA, which takes
+            every neuron for a ReLU and drops the time axis; None changes nothing.
 
     Raises:
         TypeError: ``g`` is none of these.
         ValueError: ``model`` holds no neuron of snnkern.
     """
-    if g is not None and not isinstance(g, Surrogate) and g not in ("rate", "relu"):
-        raise TypeError(f"g is {g!r}, expected a snnkern.surrogate.Surrogate, 'rate' or 'relu'")
+    check_gradient("g", g)
+    g = Rate() if g == "rate" else g
     modules = [module for module in model.modules() if isinstance(module, GradientMode)]
     if g is not None and not any(module.is_neuron for module in modules):
         raise ValueError(
@@ -62,8 +75,32 @@ def gradient(model: nn.Module, g: Gradient | None) -> Iterator[None]:
     try:
         if g is not None:
             for module in modules:
-                module.gradient_mode = Rate() if g == "rate" else g
+                module.gradient_mode = g.for_layer() if isinstance(g, Surrogate) else g
         yield
     finally:
         for module, mode in zip(modules, before, strict=True):
             module.gradient_mode = mode
+
+
+def adapting(model: nn.Module) -> list[Moments]:
+    """What surrogates that adapt (``ASSG``) remember, layer by layer, within ``gradient``."""
+    modes = [m.gradient_mode for m in model.modules() if isinstance(m, GradientMode)]
+    return [mode.moments for mode in modes if isinstance(mode, ASSG) and mode.moments is not None]
+
+
+@contextmanager
+def hold_surrogates(model: nn.Module) -> Iterator[None]:
+    """Within the block surrogates that adapt to what they see (``ASSG``) stay as they are.
+
+    For the repeats of a gradient that is an expectation over the draws of an encoder: only the
+    first of an attack's iteration adapts.
+    """
+    followed = adapting(model)
+    before = [moments.held for moments in followed]
+    try:
+        for moments in followed:
+            moments.held = True
+        yield
+    finally:
+        for moments, held in zip(followed, before, strict=True):
+            moments.held = held

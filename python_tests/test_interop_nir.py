@@ -1,0 +1,244 @@
+"""Networks through NIR and back, with either generation of it; and what it cannot express."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from python_tests.twins import lift
+from snnkern.nn import IF, LIF, Direct, MeanReadout, TimeDistributed
+from snnkern.surrogate import ATan
+
+nir = pytest.importorskip("nir", exc_type=ImportError)
+ours = pytest.importorskip("snnkern.interop.nir", exc_type=ImportError)
+DT = 1e-3
+# What the libraries call.
+DEPRECATED = pytest.mark.filterwarnings("ignore:nirtorch:DeprecationWarning")
+
+
+def network(*neurons: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    first, second = neurons
+    conv, linear = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.Linear(4 * 9, 5)
+    with torch.no_grad():
+        conv.weight *= 3
+    lift(linear, torch.linspace(-0.5, 1.0, 5))
+    return nn.Sequential(
+        TimeDistributed(conv),
+        first,
+        TimeDistributed(nn.Sequential(nn.AvgPool2d(2), nn.Flatten())),
+        nn.Sequential(TimeDistributed(linear), second),
+    )
+
+
+def images() -> Tensor:
+    return torch.rand(12, 3, 2, 6, 6, generator=torch.Generator().manual_seed(1)) * 4
+
+
+PER_CHANNEL = torch.linspace(0.5, 0.95, 4)
+PER_NEURON = torch.linspace(0.2, 0.9, 4 * 6 * 6).reshape(4, 6, 6)
+NEURONS: dict[str, tuple[Any, Any]] = {
+    "leak": (lambda r: LIF(0.9, 0.7, reset=r), lambda r: IF(0.8, reset=r, strict=True)),
+    "per channel": (
+        lambda r: LIF(PER_CHANNEL, PER_CHANNEL + 0.2, reset=r),
+        lambda r: LIF(0.5, 0.4, gain=0.7, reset=r),
+    ),
+    "per neuron": (
+        lambda r: LIF(rate=PER_NEURON, charge="euler", reset=r, strict=True, gain=1.5),
+        lambda r: LIF(tau=3.0, charge="decay", reset=r, threshold=0.5),
+    ),
+    "at rest elsewhere": (
+        lambda r: LIF(rate=0.3, charge="euler_box", v_rest=0.2, v_init=0.2, reset=r),
+        lambda r: LIF(tau=1.7, charge="decay_input", threshold=0.3, reset=r),
+    ),
+}
+
+
+@pytest.mark.parametrize("makers", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_a_round_trip_gives_the_same_spikes(makers: Any, reset: str, tmp_path: Path) -> None:
+    model = network(*(make(reset) for make in makers))
+    x = images()
+    graph = ours.to_nir(model, x[0], dt=DT, reset=reset)
+    nir.write(tmp_path / "net.nir", graph)
+    twin = ours.from_nir(tmp_path / "net.nir", dt=DT, reset=reset, surrogate=ATan())
+    spikes = model(x)
+    assert 0.02 < spikes.mean() < 0.98
+    assert torch.equal(twin(x), spikes)
+
+
+def test_the_equations_are_those_of_nir() -> None:
+    """Without our metadata: Euler's step of the node, whoever wrote it."""
+    shape = (3,)
+    tau, r, leak, threshold = np.array([5e-3, 8e-3, 20e-3]), 2.0, 0.1, 0.9
+    node = nir.LIF(
+        tau=tau,
+        r=np.full(shape, r),
+        v_leak=np.full(shape, leak),
+        v_threshold=np.full(shape, threshold),
+    )
+    graph = nir.NIRGraph.from_list(node)
+    x = torch.rand(30, 2, 3, generator=torch.Generator().manual_seed(0)) * 2
+    for reset in ("hard", "soft"):
+        model = ours.from_nir(graph, dt=DT, reset=reset)
+        v = torch.full((2, 3), leak, dtype=torch.float64)
+        expected = []
+        for x_t in x.double().unbind(0):
+            v = v + torch.as_tensor(DT / tau) * ((leak - v) + r * x_t)
+            fired = v > threshold
+            expected.append(fired)
+            v = torch.where(fired, 0.0, v) if reset == "hard" else v - threshold * fired
+        spikes = model(x)
+        assert spikes.any()
+        assert torch.equal(spikes.bool(), torch.stack(expected))
+
+
+def test_what_we_write_means_the_same_without_our_metadata() -> None:
+    """Up to rounding, whatever the charge; in float64 and away from ties no spike differs."""
+    x = images()
+    for makers in NEURONS.values():
+        model = network(*(make("hard") for make in makers)).double()
+        graph = ours.to_nir(model, x[0].double(), dt=DT, reset="hard")
+        for node in graph.nodes.values():
+            node.metadata = {}
+        first = ours.from_nir(graph, dt=DT, reset="hard")[:2].double()
+        assert torch.equal(first(x.double()), model[:2](x.double()))
+
+
+def test_another_dt_keeps_the_time_constant() -> None:
+    graph = ours.to_nir(nn.Sequential(LIF(0.9)), torch.rand(2, 3), dt=DT, reset="hard")
+    (neuron,) = ours.from_nir(graph, dt=DT / 2, reset="hard")
+    assert neuron.leak.item() == pytest.approx(0.95)
+    assert neuron.gain == pytest.approx(0.5)
+
+
+def test_encoder_and_readout_stay_outside() -> None:
+    model = nn.Sequential(Direct(5), TimeDistributed(nn.Linear(4, 3)), LIF(0.9), MeanReadout())
+    graph = ours.to_nir(model, torch.rand(2, 4), dt=DT, reset="hard")
+    kinds = [type(node).__name__ for node in graph.nodes.values()]
+    assert kinds == ["Input", "Affine", "LIF", "Output"]
+    x = torch.rand(2, 4) * 5
+    spikes = ours.from_nir(graph, dt=DT, reset="hard")(x.expand(5, 2, 4))
+    assert torch.equal(spikes.mean(0), model(x))
+
+
+def stepwise(model: Any, x: Tensor) -> Tensor:
+    """What nirtorch makes of a graph is called step by step, with its state."""
+    outputs, state = [], None
+    for x_t in x.unbind(0):
+        out = model(x_t) if state is None else model(x_t, state)
+        out, state = out if isinstance(out, tuple) else (out, None)
+        outputs.append(out)
+    return torch.stack(outputs)
+
+
+def two_layers(*neurons: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [TimeDistributed(nn.Linear(4, 6)), TimeDistributed(nn.Linear(6, 5))]
+    return nn.Sequential(layers[0], neurons[0], layers[1], neurons[1])
+
+
+@DEPRECATED
+def test_snntorch_reads_ours() -> None:
+    """Its dt is 1e-4, and a spike resets to zero at once."""
+    reader = pytest.importorskip("snntorch.import_nir", exc_type=ImportError)
+    model = two_layers(LIF(0.9, strict=True), LIF(0.8, 0.3, strict=True))
+    x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
+    spikes = model(x)
+    assert spikes.any()
+    graph = ours.to_nir(model, x[0], dt=1e-4, reset="hard")
+    assert torch.equal(stepwise(reader.import_from_nir(graph), x), spikes)
+
+
+@DEPRECATED
+@pytest.mark.skipif(not ours.HAS_V_RESET, reason="snnTorch writes v_reset")
+def test_we_read_snntorch_s() -> None:
+    snn = pytest.importorskip("snntorch", exc_type=ImportError)
+    writer = pytest.importorskip("snntorch.export_nir", exc_type=ImportError)
+    torch.manual_seed(0)
+    options = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": True}
+    beta, threshold = torch.full((6,), 0.9), torch.full((6,), 0.3)
+    leaky: Any = snn.Leaky(beta, threshold, **options)
+    model = nn.Sequential(nn.Linear(4, 6), leaky)
+    x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
+    graph = writer.export_to_nir(model, x[0], ignore_dims=[0])
+    twin = ours.from_nir(graph, dt=1e-4, reset="hard")
+    leaky.reset_mem()
+    spikes = stepwise(model, x)
+    assert spikes.any()
+    assert torch.equal(twin(x), spikes)
+
+
+@DEPRECATED
+@pytest.mark.skipif(not ours.HAS_V_RESET, reason="nirtorch wants a newer nir to import for Norse")
+def test_norse_reads_ours() -> None:
+    norse = pytest.importorskip("norse.torch", exc_type=ImportError)
+    euler: dict[str, Any] = {"charge": "euler_box", "strict": True}
+    model = two_layers(LIF(rate=0.5, **euler), LIF(rate=0.4, threshold=0.1, **euler))
+    x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
+    spikes = model(x)
+    assert spikes.any()
+    graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+    assert torch.equal(stepwise(norse.from_nir(graph, dt=DT), x), spikes)
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "synapse": (lambda: LIF(0.9, synapse="jump", synapse_decay=0.2), "synapse 'jump'"),
+    "reset": (lambda: LIF(0.9, reset="soft"), "reset 'soft' and reset is 'hard'"),
+    "delayed": (lambda: LIF(0.9, reset="delayed_soft"), "reset 'delayed_soft'"),
+    "start": (lambda: LIF(0.9, v_init=0.5), "v_init 0.5"),
+    "mixed": (lambda: LIF(torch.tensor([0.5, 1.0, 0.2])), "with and without a leak"),
+    "max": (lambda: TimeDistributed(nn.MaxPool1d(1)), "MaxPool1d, which NIR cannot express"),
+    "norm": (lambda: TimeDistributed(nn.BatchNorm1d(3)), "BatchNorm1d, which NIR cannot"),
+    "readout inside": (lambda: nn.Sequential(MeanReadout(), nn.Tanh()), "MeanReadout, which NIR"),
+}
+
+
+@pytest.mark.parametrize(("make", "why"), REFUSED.values(), ids=REFUSED)
+def test_what_nir_cannot_express_is_refused(make: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        ours.to_nir(nn.Sequential(make()), torch.rand(2, 3), dt=DT, reset="hard")
+
+
+def test_graphs_that_are_refused() -> None:
+    def lif(**values: Any) -> Any:
+        arrays = {"tau": 5e-3, "r": 1.0, "v_leak": 0.0, "v_threshold": 1.0} | values
+        return nir.LIF(**{name: np.broadcast_to(v, (2,)).copy() for name, v in arrays.items()})
+
+    for node, why in (
+        (lif(tau=5e-4), "tau 0.0005, expected at least dt"),
+        (lif(r=np.array([1.0, 2.0])), "r from 1.0 to 2.0"),
+        (nir.Threshold(np.ones(2)), "Threshold, which has no counterpart"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            ours.from_nir(nir.NIRGraph.from_list(node), dt=DT, reset="hard")
+    nodes = {
+        "input": nir.Input({"input": np.array([2])}),
+        "a": lif(),
+        "b": lif(),
+        "output": nir.Output({"output": np.array([2])}),
+    }
+    branches = [("input", "a"), ("input", "b"), ("a", "output"), ("b", "output")]
+    with pytest.raises(ValueError, match="branches at input -> b"):
+        ours.from_nir(nir.NIRGraph(nodes, branches), dt=DT, reset="hard")
+    with pytest.raises(ValueError, match="reset is 'none'"):
+        ours.from_nir(nir.NIRGraph.from_list(lif()), dt=DT, reset="none")
+
+
+@pytest.mark.skipif(ours.HAS_V_RESET, reason="this nir knows v_reset")
+def test_a_generation_without_v_reset_says_so() -> None:
+    with pytest.raises(ValueError, match=r"v_reset -0\.3, which this version of nir lacks"):
+        ours.to_nir(nn.Sequential(LIF(0.9, v_reset=-0.3)), torch.rand(2, 3), dt=DT, reset="hard")
+
+
+@pytest.mark.skipif(not ours.HAS_V_RESET, reason="this nir does not know v_reset")
+def test_v_reset_comes_back() -> None:
+    model = nn.Sequential(LIF(0.9, v_reset=-0.3))
+    graph = ours.to_nir(model, torch.rand(2, 3), dt=DT, reset="hard")
+    (neuron,) = ours.from_nir(graph, dt=DT, reset="hard")
+    assert neuron.v_reset == -0.3

@@ -1,0 +1,6 @@
+"""Fused neurons inside models of other libraries."""
+
+from snnkern.interop.accelerate import Report, accelerate, restore
+from snnkern.interop.layerwise import Layerwise, layerwise
+
+__all__ = ["Layerwise", "Report", "accelerate", "layerwise", "restore"]
