@@ -134,14 +134,14 @@ def test_json_and_markdown_tell_the_same() -> None:
     assert told["external"] == f"{100 * told['worst_case_accuracy']:.2f}"
     assert (told["unreliable"], told["masking_flags"]) == (True, ["odd"])
     assert [check["passed"] for check in told["checks"]] == [True, False, True]
-    certified = (certificate.certified & result.correct()).float().mean().item()
+    certified = (certificate.certified & result.correct()).double().mean().item()
     assert 0 < certified < result.accuracy()
     assert told["certified_acc"] == {"ibp certified within 0.01": certified}
     assert told["certificates"][0]["certified"] == certificate.certified.tolist()
     assert told["samples"] == 23
     assert told["seed"] == 0
     assert told["labels"] == y.tolist()
-    worst = result.worst_case().float().mean().item()
+    worst = result.worst_case().double().mean().item()
     assert told["worst_case_accuracy"] == pytest.approx(worst)
     assert told["worst_case_interval"] == pytest.approx(wilson(worst, 23))
     assert list(told["attacks"]) == ["clean", "fgsm", "pgd"]

@@ -436,4 +436,4 @@ def _in_words(model: nn.Module) -> dict[str, str]:
 
 
 def _share(mask: Tensor) -> float:
-    return mask.float().mean().item()
+    return mask.double().mean().item()
