@@ -222,7 +222,10 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _number(text: str) -> float:
     """A decimal or a fraction."""
-    return float(Fraction(text))
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError as error:
+        raise ValueError(text) from error
 
 
 def _attack(options: argparse.Namespace) -> None:

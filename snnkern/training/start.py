@@ -191,7 +191,7 @@ def run_folder(path: Path) -> Path:
     folder = path if path.is_dir() else path.parent
     if not (folder / "recipe.toml").is_file():
         raise FileNotFoundError(
-            f"start is {path}, expected the folder of a run of snnkern train, or a checkpoint in it"
+            f"run is {path}, expected the folder of a run of snnkern train, or a checkpoint in it"
         )
     return folder
 
