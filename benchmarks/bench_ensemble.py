@@ -30,6 +30,9 @@ COMPARED: tuple[Gradient, ...] = (SURROGATE_ENSEMBLE[0], SURROGATE_ENSEMBLE[8], 
 COMPARED_IMAGES, COMPARED_STEPS = 3, 2
 PLAIN = "19 members one after another, full batches, plain PyTorch"
 FIRST = "its first member alone"
+# A robust network of Ozdenizci & Legenstein is right on 37 % under PGD through its own surrogate.
+SURVIVING = 3 / 8
+SOME = f"ensemble, if no member broke {SURVIVING:.1%} of them"
 NOBODY = "ensemble, if no member broke any"
 
 
@@ -108,11 +111,24 @@ class Plain:
         self.network.timesteps = TIMESTEPS
 
 
+class Guarded(nn.Module):
+    """A network that takes bright images for class 0, whatever else is in them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        bright = (x.flatten(1).mean(1) > 0.7).to(logits)
+        return torch.cat([logits[:, :1] + 10 * bright[:, None], logits[:, 1:]], 1)
+
+
 @dataclass
 class Case:
     """Networks and images, of which the network tells all right."""
 
-    network: SpikingNetwork
+    network: nn.Module
     plain: Plain
     x: Tensor
     y: Tensor
@@ -130,6 +146,13 @@ class Case:
             network.train()(x)
             y = network.eval()(x).argmax(1)
         return cls(network, Plain(network), x, y)
+
+    def guarded(self) -> Case:
+        """The same, but that no attack breaks a share of the images: bright ones, of class 0."""
+        count = round(SURVIVING * len(self.x))
+        x, y = self.x.clone(), self.y.clone()
+        x[:count], y[:count] = 0.6 + 0.4 * x[:count], 0
+        return Case(Guarded(self.network), self.plain, x, y)
 
     def broken(self, images: Tensor) -> Tensor:
         """Which samples are no longer told right."""
@@ -183,6 +206,7 @@ def test_ensemble(
     attack, short = PGD(EPS, steps=steps), PGD(EPS, steps=fewer)
     seconds: dict[str, float] = {}
     found: dict[str, Tensor] = {}
+    broken: dict[str, str] = {}
 
     def run_all() -> None:
         judging = timed(lambda: case.broken(case.x))[0]
@@ -193,6 +217,11 @@ def test_ensemble(
         seconds[FIRST], found[FIRST] = timed(
             lambda: first(case.network, case.x, case.y, generator())
         )
+        some = case.guarded()
+        seconds[SOME], images_of_some = timed(
+            lambda: Ensemble(attack)(some.network, some.x, some.y, generator())
+        )
+        broken[SOME] = f"{some.broken(images_of_some).sum()} of {images}"
         nobody = Ensemble(PGD(1e-9, steps=fewer))
         took, _ = timed(lambda: nobody(case.network, case.x, case.y, generator()))
         judged = len(SURROGATE_ENSEMBLE) * judging
@@ -205,7 +234,7 @@ def test_ensemble(
         seconds[PLAIN] = total
 
     benchmark.pedantic(run_all, rounds=1)
-    broken = {name: f"{case.broken(those).sum()} of {images}" for name, those in found.items()}
+    broken |= {name: f"{case.broken(those).sum()} of {images}" for name, those in found.items()}
     caption = (
         f"PGD-{steps} through 19 gradients on VGG11 with batch norm, untrained, T = {TIMESTEPS}, "
         f"{images} images of 32x32 and the labels that it gives, eps 8/255, float32, {setting}, "

@@ -32,7 +32,9 @@ def assert_consistent(study: Study) -> None:
     """What holds for every study, however well its networks learnt."""
     assert [network.name for network in study.networks] == ["Natural", "Robust"]
     for network in study.networks:
-        fgsm, pgd, certificate = (curve(network, name) for name in ("FGSM", "PGD-20", "S-IBP"))
+        fgsm, pgd, certificate = (
+            curve(network, name) for name in ("FGSM", "PGD-20", "S-IBP, S-CROWN")
+        )
         assert len(network.curves) == 3
         at = demo.CURVE_EPS.index
         scores = {score.name: score for score in network.attacked}

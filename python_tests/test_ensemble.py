@@ -18,6 +18,7 @@ from python_tests.test_golden import surrogate_named
 from snnkern.attacks import (
     APGD,
     BIM,
+    DEFAULT_ENSEMBLE,
     FGSM,
     PGD,
     SAPGD,
@@ -166,6 +167,7 @@ MIXED: tuple[Any, ...] = (
         (BIM(0.1, steps=4), SURROGATE_ENSEMBLE),
         (PGD(0.1, steps=3, stop=True), MIXED),
         (APGD(0.1, steps=6), MIXED),
+        (SAPGD(0.1, steps=3), DEFAULT_ENSEMBLE),
         (SAPGD(0.1, steps=5, stop=True), MIXED),
         (APGD(0.1, steps=4, loss="dlr"), SURROGATE_ENSEMBLE),
         (PGD(0.1, steps=3, loss="kl", norm="linf"), MIXED),
@@ -186,7 +188,15 @@ def test_results_are_those_of_one_member_after_the_other(attack: Attack, gradien
         assert_within(found, expected, 1e-12, f"batch size {batch_size}")
 
 
-@pytest.mark.parametrize("attack", [PGD(0.1, steps=3, restarts=3), APGD(0.01, steps=3, restarts=2)])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(0.1, steps=3, restarts=3),
+        APGD(0.1, steps=3, restarts=2),
+        APGD(0.1, steps=3, loss="targeted-dlr", targets=2),
+    ],
+    ids=lambda attack: f"{type(attack).__name__} {attack.loss}",
+)
 def test_restarts_do_not_depend_on_who_shares_the_batch(attack: Attack) -> None:
     net, (x, y) = conv_net(), conv_batch(10)
     expected = Ensemble(attack, batch_size=1)(net, x, y, generator())

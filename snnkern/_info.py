@@ -49,4 +49,5 @@ def info() -> str:
         if name in taken and not reason:
             note += f", and what backend=None takes for {taken[name]} tensors"
         lines.append(f"{name:<9} {note}")
+    lines.append(f"bounds    {'reference' if _load.why_not else 'cpu'}; on a GPU the reference")
     return "\n".join(lines)

@@ -56,3 +56,10 @@ def empty_steps_of(
 def empty_step(x: Tensor, dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor of the shape of ``x[0]``, in the layout of the steps of ``x``."""
     return x.new_empty_strided(x.shape[1:], step_strides(x), dtype=dtype)
+
+
+def empty_rows(rows: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor of the shape of ``rows`` ``[R, T, ...]``, its steps as in ``x``."""
+    numel = x[0].numel()
+    strides = (rows.shape[1] * numel, numel, *step_strides(x))
+    return x.new_empty_strided(rows.shape, strides, dtype=dtype)

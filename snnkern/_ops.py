@@ -2,7 +2,8 @@
 
 Every op exists three times with one schema: the default overload, for which the dispatcher picks
 the compiled kernel of the tensor's device and, where there is none, the reference; ``.reference``;
-and ``.triton``, which torch.compile looks through to the kernels.
+and ``.triton``, which torch.compile looks through to the kernels. Those of certification have no
+Triton kernel and no such overload.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from snnkern import (
     _triton,
     reference,
 )
-from snnkern._layout import empty_step, empty_steps, empty_steps_of
+from snnkern._layout import empty_rows, empty_step, empty_steps, empty_steps_of
 
 TENSORS = (
     "Tensor decay, Tensor threshold, Tensor? synapse_decay, Tensor? v_init, Tensor? current_init"
@@ -39,6 +40,7 @@ NEURON_GRADIENTS = (
     "Tensor grad_decay, Tensor grad_threshold, Tensor grad_synapse_decay, Tensor grad_v_init, "
     "Tensor grad_current_init"
 )
+BOUNDED = "Tensor decay, Tensor threshold, float v_init, int reset, float v_reset, bool strict"
 SCHEMAS = {
     "lif_forward": f"(Tensor x, int timesteps, {TENSORS}, {OPTIONS}, int spike_format, "
     "bool return_state) -> (Tensor spikes, Tensor state, Tensor current)",
@@ -55,7 +57,17 @@ SCHEMAS = {
     "pack_spikes": "(Tensor spikes) -> (Tensor packed, Tensor stray)",
     "unpack_spikes": "(Tensor packed, SymInt[] size, SymInt[] stride, ScalarType dtype) -> Tensor",
     "rate_code": "(Tensor x, Tensor seed, int timesteps, int coding) -> Tensor",
+    "interval_lif_forward": f"(Tensor lower, Tensor upper, {BOUNDED}, bool return_membranes) -> "
+    "(Tensor spikes_lower, Tensor spikes_upper, Tensor v_lower, Tensor v_upper)",
+    "interval_lif_backward": "(Tensor grad_spikes_lower, Tensor grad_spikes_upper, "
+    f"Tensor? grad_v_lower, Tensor? grad_v_upper, Tensor lower, Tensor upper, {BOUNDED}, "
+    "int surrogate, float[] surrogate_args, bool normalized, bool parameter_gradients) -> "
+    "(Tensor grad_lower, Tensor grad_upper, Tensor grad_decay, Tensor grad_threshold)",
+    "relax_lif": f"(Tensor rows, Tensor v_lower, Tensor v_upper, {BOUNDED}, int slope, "
+    "Tensor? slopes, Tensor? after) -> (Tensor lines, Tensor bias)",
 }
+# Compiled for the CPU; on a GPU the reference runs.
+WITHOUT_GPU_KERNEL = ("interval_lif_forward", "interval_lif_backward", "relax_lif")
 OVERLOADS = ("", ".reference", ".triton")
 
 
@@ -153,6 +165,45 @@ def _rate_code_fake(x: Tensor, seed: Tensor, timesteps: int, coding: int) -> Ten
     return empty_steps(x.unsqueeze(0), x.dtype, timesteps)
 
 
+def _interval_lif_forward_fake(
+    lower: Tensor, upper: Tensor, *neuron_and_membranes: Any
+) -> tuple[Tensor, ...]:
+    dtype = reference.state_dtype(lower.dtype)
+
+    def membranes() -> Tensor:
+        if neuron_and_membranes[-1]:
+            return empty_steps(lower, dtype, lower.shape[0])
+        return lower.new_empty(0, dtype=dtype)
+
+    spikes = [empty_steps(lower, lower.dtype, lower.shape[0]) for _ in range(2)]
+    return (*spikes, membranes(), membranes())
+
+
+def _interval_lif_backward_fake(
+    grad_spikes_lower: Tensor,
+    grad_spikes_upper: Tensor,
+    grad_v_lower: Tensor | None,
+    grad_v_upper: Tensor | None,
+    lower: Tensor,
+    upper: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    dtype = reference.state_dtype(lower.dtype)
+    of_parameters = (
+        torch.empty_like(p) if options[-1] else lower.new_empty(0, dtype=dtype)
+        for p in (decay, threshold)
+    )
+    of_ends = (empty_steps(lower, lower.dtype, lower.shape[0]) for _ in range(2))
+    return (*of_ends, *of_parameters)
+
+
+def _relax_lif_fake(rows: Tensor, v_lower: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    bias = empty_rows(rows[:, :1], v_lower, torch.float64)[:, 0]
+    return empty_rows(rows, v_lower, rows.dtype), bias
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "lif_forward": _lif_forward_fake,
     "lif_backward": _lif_backward_fake,
@@ -163,6 +214,9 @@ FAKES: dict[str, Callable[..., Any]] = {
     "pack_spikes": _pack_spikes_fake,
     "unpack_spikes": _unpack_spikes_fake,
     "rate_code": _rate_code_fake,
+    "interval_lif_forward": _interval_lif_forward_fake,
+    "interval_lif_backward": _interval_lif_backward_fake,
+    "relax_lif": _relax_lif_fake,
 }
 
 
@@ -172,8 +226,9 @@ def _refuse_to_differentiate(name: str) -> Callable[..., NoReturn]:
             wanted = "a second derivative of snnkern.functional.lif"
         else:
             wanted = f"the derivative of torch.ops.snnkern.{name}"
-            if "pack" not in name:
-                wanted += "; call snnkern.functional.lif instead"
+            if "pack" not in name and name != "relax_lif":
+                function = "interval_lif" if "interval" in name else "lif"
+                wanted += f"; call snnkern.functional.{function} instead"
         raise NotImplementedError(
             f"asked for {wanted}: a spike has a surrogate for its first derivative, nothing beyond"
         )
@@ -210,7 +265,7 @@ def _trace_triton(name: str) -> Callable[..., Any]:
 
 
 for _name, _schema in SCHEMAS.items():
-    for _overload in OVERLOADS:
+    for _overload in OVERLOADS[: 2 if _name in WITHOUT_GPU_KERNEL else 3]:
         _qualified = f"snnkern::{_name}{_overload}"
         torch.library.define(_qualified, _schema, tags=(torch.Tag.flexible_layout,))
         if _overload == ".triton":
@@ -224,5 +279,6 @@ for _name, _schema in SCHEMAS.items():
         if not _name.endswith("_"):  # an op in place has no formula to refuse by
             torch.library.register_autograd(_qualified, _refuse_to_differentiate(_name))
     # On a GPU the compiled kernels serve backend=None, and Triton where there are none.
-    if torch.version.cuda is not None and not _load.has_cuda and _triton.INSTALLED:
+    has_triton = _triton.INSTALLED and _name not in WITHOUT_GPU_KERNEL
+    if torch.version.cuda is not None and not _load.has_cuda and has_triton:
         torch.library.impl(f"snnkern::{_name}", "cuda", _run_triton(_name))

@@ -154,7 +154,9 @@ def measure(
         )
         for attack in ("FGSM", "PGD-20")
     ]
-    curves.append(Curve("S-IBP", "certificate", CURVE_EPS, tuple(certified.values()), count))
+    curves.append(
+        Curve("S-IBP, S-CROWN", "certificate", CURVE_EPS, tuple(certified.values()), count)
+    )
     return NetworkResult(
         name=name,
         method=method,
@@ -163,7 +165,7 @@ def measure(
             Score("FGSM", ATTACK_EPS, result.accuracy(f"FGSM {ATTACK_EPS}"), count),
             Score("PGD-20", ATTACK_EPS, result.accuracy(f"PGD-20 {ATTACK_EPS}"), count),
         ),
-        certified=Score("S-IBP", CERTIFIED_EPS, certified[CERTIFIED_EPS], count),
+        certified=Score("S-IBP, S-CROWN", CERTIFIED_EPS, certified[CERTIFIED_EPS], count),
         spikes_per_image=result.spikes_per_image["clean"],
         seconds=seconds,
         curves=tuple(curves),

@@ -18,6 +18,8 @@ from snnkern import _load, _triton, reference
 from snnkern._checks import check_int, check_number
 from snnkern._layout import step_strides
 from snnkern.autograd import (
+    IntervalConfig,
+    IntervalLIF,
     KernelRateCode,
     LIFConfig,
     LIFFunction,
@@ -26,7 +28,7 @@ from snnkern.autograd import (
     RateCode,
 )
 from snnkern.reference import RATE
-from snnkern.surrogate import HART, KINDS, RGA, NotPointwise, Surrogate, Triangle
+from snnkern.surrogate import HART, KINDS, RGA, NotPointwise, SpikeTime, Surrogate, Triangle
 
 Charge = Literal["leak", "euler", "euler_box", "decay_input", "decay"]
 Synapse = Literal["none", "charged", "decayed", "jump"]
@@ -698,6 +700,217 @@ def unpack_spikes(
     return spikes
 
 
+Slope = Literal["edge", "paper"]
+
+
+def _bounds_overload(backend: Backend | None, x: Tensor) -> str:
+    if backend not in (None, "reference", "cpu"):
+        raise ValueError(
+            f"backend is {backend!r}, expected None, 'reference' or 'cpu': bounds have no kernel "
+            "for a GPU yet, where backend=None takes the reference"
+        )
+    return _overload(backend, x)
+
+
+def _bounded_neurons(
+    x: Tensor,
+    leak: float | Tensor,
+    threshold: float | Tensor,
+    reset: Reset,
+    v_reset: float,
+    v_init: float,
+    strict: bool,
+) -> tuple[Tensor, Tensor, float, int, float, bool]:
+    """The checked neurons of an op of certification, as it takes them."""
+    dtype = reference.state_dtype(x.dtype)
+    if reset not in reference.RESETS:
+        raise ValueError(f"reset is {reset!r}, expected one of {', '.join(reference.RESETS)}")
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict is {strict!r} of type {type(strict).__name__}, expected a bool")
+    numbers = []
+    for name, number in (("v_init", v_init), ("v_reset", v_reset)):
+        check_number(name, number)
+        _check_representable(name, number, dtype)
+        numbers.append(torch.tensor(number, dtype=dtype).item())  # as neurons see it
+    return (
+        _parameter("leak", leak, x),
+        _parameter("threshold", threshold, x),
+        numbers[0],
+        reference.RESETS.index(reset),
+        numbers[1],
+        strict,
+    )
+
+
+def _check_ends(names: tuple[str, str], lower: Tensor, upper: Tensor) -> None:
+    _check_x(lower, names[0])
+    _check_x(upper, names[1])
+    if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.device != upper.device:
+        raise ValueError(
+            f"{names[0]} is {lower.dtype} {list(lower.shape)} on {lower.device} and {names[1]} "
+            f"{upper.dtype} {list(upper.shape)} on {upper.device}, expected two like tensors"
+        )
+
+
+def interval_lif(
+    lower: Tensor,
+    upper: Tensor,
+    leak: float | Tensor = 1.0,
+    threshold: float | Tensor = 1.0,
+    *,
+    reset: Reset = "hard",
+    v_reset: float = 0.0,
+    v_init: float = 0.0,
+    strict: bool = False,
+    surrogate: Surrogate = Triangle(),  # noqa: B008  frozen
+    return_membranes: bool = False,
+    backend: Backend | None = None,
+) -> tuple[Tensor, ...]:
+    """Bounds of what ``lif`` fires for any currents between ``lower`` and ``upper``, as one op.
+
+    S-IBP of Liang et al. 2022 (eq. 7 to 9) for every reset: a membrane in ``[l, u]`` fires for sure
+    where ``l`` fires and may fire where ``u`` does; what is carried on is the smallest interval
+    around the states of both cases. Charge, fire and reset are monotone in floating point too, so
+    the bounds hold for spikes as they are computed. They are attained in a single step, and over
+    time where no step is unsure.
+
+    Args:
+        lower: currents ``[T, N, ...]``, see ``lif``; not NaN.
+        upper: the same, nowhere below ``lower``, which is not checked.
+        leak: see ``lif``, like the other options; tensors get gradients.
+        threshold: likewise.
+        reset: likewise.
+        v_reset: likewise.
+        v_init: a number.
+        strict: likewise.
+        surrogate: the derivative of a spike, at either end of the membrane. Of the reset, what was
+            selected is differentiated, and what selected it is not, as in the paper's code.
+        return_membranes: also give the bounds of the membranes before reset.
+        backend: ``"reference"`` or ``"cpu"``; None takes the reference on a GPU, for which there is
+            no kernel yet.
+
+    Returns:
+        Lower and upper spikes, 0 or 1, of the shape, dtype and layout of ``lower``; with
+        ``return_membranes`` also lower and upper membranes, float32 (float64 for float64).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a value, shape or device that does not fit.
+        RuntimeError: ``backend`` cannot run here.
+    """
+    _check_ends(("lower", "upper"), lower, upper)
+    decay, threshold, start, kind_of_reset, after, strict = _bounded_neurons(
+        lower, leak, threshold, reset, v_reset, v_init, strict
+    )
+    if not isinstance(surrogate, Surrogate) or isinstance(surrogate, NotPointwise | SpikeTime):
+        raise ValueError(f"surrogate is {surrogate!r}, expected a function of the membrane alone")
+    overload = _bounds_overload(backend, lower)
+    config = IntervalConfig(
+        start,
+        kind_of_reset,
+        after,
+        strict,
+        KINDS.index(surrogate.kind),
+        surrogate.args,
+        surrogate.normalized,
+        return_membranes,
+        overload,
+    )
+    outputs: tuple[Tensor, ...] = IntervalLIF.apply(lower, upper, decay, threshold, config)
+    return outputs if return_membranes else outputs[:2]
+
+
+def relax_lif(
+    rows: Tensor,
+    v_lower: Tensor,
+    v_upper: Tensor,
+    leak: float | Tensor = 1.0,
+    threshold: float | Tensor = 1.0,
+    *,
+    reset: Reset = "hard",
+    v_reset: float = 0.0,
+    v_init: float = 0.0,
+    strict: bool = False,
+    slope: Slope | Tensor = "edge",
+    mix: Tensor | None = None,
+    after: Tensor | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A linear function of the currents below one of the spikes: S-CROWN's step through neurons.
+
+    For all spikes s and currents x of a ``lif`` whose membranes stay between ``v_lower`` and
+    ``v_upper``::
+
+        sum(rows[r] * s) >= sum(lines[r] * x) + sum(bias[r])
+
+    with the sums over time and neurons. It holds for s as ``lif`` computes it: rounding errors of
+    the membrane, and of the lines, are within ``bias``. What a step fires and what it carries on
+    are both functions of its one membrane, and one line lies below their weighted sum, instead of
+    one each as in eq. 8 and 10 of Liang et al. 2022.
+
+    Args:
+        rows: weights of the spikes, ``[R, T, N, ...]``, float32 or float64.
+        v_lower: membranes ``[T, N, ...]`` as ``interval_lif`` gives them, of the dtype of ``rows``.
+        v_upper: likewise.
+        leak: see ``lif``, like the other options.
+        threshold: likewise.
+        reset: likewise.
+        v_reset: likewise.
+        v_init: a number.
+        strict: likewise.
+        slope: of the lines of neurons that may or may not fire. ``"edge"``: the longer edge of the
+            lower hull; ``"paper"``: eq. 8 and 10; or slopes like ``rows``. Any of them is sound.
+        mix: shares like ``rows``, in place of ``slope``: 0 for the left edge of the hull, 1 for the
+            right one, where it has two. Sound beyond as well.
+        after: weights ``[R, N, ...]`` of the membrane that would come after the last step, but for
+            the current and the rounding of that step.
+        backend: see ``interval_lif``. Gradients are those of the reference.
+
+    Returns:
+        Lines, of the shape and dtype of ``rows``, and their bias ``[R, N, ...]``, float64.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a value, shape or device that does not fit.
+        RuntimeError: ``backend`` cannot run here.
+    """
+    _check_ends(("v_lower", "v_upper"), v_lower, v_upper)
+    if v_lower.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"v_lower has dtype {v_lower.dtype}, expected float32 or float64")
+    slopes = slope if isinstance(slope, Tensor) else mix
+    if mix is not None and slope != "edge":
+        raise ValueError("mix and slope are given, expected one of them")
+    if slopes is None and slope not in ("edge", "paper"):
+        raise ValueError(f"slope is {slope!r}, expected 'edge', 'paper' or a tensor like rows")
+    given = "slope" if mix is None else "mix"
+    for name, value in (("rows", rows), (given, slopes), ("after", after)):
+        if value is not None and (value.dtype, value.device) != (v_lower.dtype, v_lower.device):
+            raise TypeError(
+                f"{name} is {value.dtype} on {value.device}, expected {v_lower.dtype} on "
+                f"{v_lower.device} like v_lower"
+            )
+    if rows.shape[1:] != v_lower.shape or rows.shape[0] == 0:
+        raise ValueError(
+            f"rows has shape {list(rows.shape)}, expected {['R', *v_lower.shape]} with R > 0"
+        )
+    if slopes is not None and slopes.shape != rows.shape:
+        raise ValueError(f"{given} has shape {list(slopes.shape)}, expected {list(rows.shape)}")
+    if after is not None and after.shape != rows[:, 0].shape:
+        raise ValueError(f"after has shape {list(after.shape)}, expected {list(rows[:, 0].shape)}")
+    neurons = _bounded_neurons(v_lower, leak, threshold, reset, v_reset, v_init, strict)
+    if mix is not None:
+        kind = reference.MIXED
+    else:
+        kind = reference.GIVEN if slopes is not None else reference.SLOPES.index(str(slope))
+    overload = _bounds_overload(backend, v_lower)
+    inputs = (rows, v_lower, v_upper, *neurons, kind, slopes, after)
+    tensors = (t for t in inputs if isinstance(t, Tensor))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return reference.relaxed(*inputs)
+    result: tuple[Tensor, Tensor] = getattr(torch.ops.snnkern.relax_lif, overload)(*inputs)
+    return result
+
+
 def _held(x: Tensor, timesteps: int | None) -> tuple[Tensor, int]:
     """What the op reads; and the number of steps where it is one that is held, else 0."""
     if timesteps is not None:
@@ -750,8 +963,11 @@ def _with_surrogate(
         raise ValueError(
             f"surrogate has {len(surrogate)} entries, expected {x.shape[1]}, one for every sample"
         )
-    rows = []
+    rows: list[list[float]] = []
     for number, one in enumerate(surrogate):
+        if number > 0 and one is surrogate[number - 1]:
+            rows.append(rows[-1])
+            continue
         if not isinstance(one, Surrogate):
             raise TypeError(f"surrogate[{number}] is {one!r}, expected {wanted}")
         if isinstance(one, NotPointwise):

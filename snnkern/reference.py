@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from snnkern._layout import empty_step, empty_steps, empty_steps_of
+from snnkern._layout import empty_rows, empty_step, empty_steps, empty_steps_of
 
 # Options that the ops take as a number are its place in these.
 CHARGES = ("leak", "euler", "euler_box", "decay_input", "decay")
@@ -598,3 +598,395 @@ def rate_code(x: Tensor, seed: Tensor, timesteps: int, coding: int) -> Tensor:
     steps = x.unsqueeze(0)
     draws = torch.rand((timesteps, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
     return empty_steps(steps, x.dtype, timesteps).copy_(code(x, draws, coding))
+
+
+# Bounds: what neurons do with every current between two, and lines below what they give.
+
+
+class Interval(NamedTuple):
+    """Elementwise bounds."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Interval:
+        """The image under a function that is monotone in floating point."""
+        return Interval(f(self.lower), f(self.upper))
+
+
+def _lesser(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b < a, b, a)
+
+
+def _greater(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > a, b, a)
+
+
+def charge_interval(neuron: Neuron, u: Interval, x: Interval) -> Interval:
+    """Bounds of the membrane before reset, from those of the carried state and of the current.
+
+    A delayed reset subtracts here what a step before may owe that fired.
+    """
+    rest = neuron._replace(reset=NONE)
+    low, high = rest.charge(u.lower, x.lower), rest.charge(u.upper, x.upper)
+    if neuron.reset != DELAYED_SOFT:
+        return Interval(low, high)
+    threshold = neuron.threshold
+    surely, maybe = u.map(neuron.fires)
+    # Both cases meet at the threshold, where one has fired and the other has not.
+    fired, silent = rest.charge(threshold, x.lower) - threshold, rest.charge(threshold, x.upper)
+    return Interval(
+        torch.where(surely, low - threshold, torch.where(maybe, _lesser(low, fired), low)),
+        torch.where(
+            surely, high - threshold, torch.where(maybe, _greater(silent, high - threshold), high)
+        ),
+    )
+
+
+def carry_interval(neuron: Neuron, v: Interval) -> Interval:
+    """Bounds of the state after reset (eq. 9 of Liang et al. 2022, for any reset).
+
+    Where ``v`` may or may not fire, the smallest interval around the states of both cases.
+    """
+    if neuron.reset not in (HARD, SOFT):
+        return v
+    threshold = neuron.threshold
+    surely, maybe = v.map(neuron.fires)
+    if neuron.reset == HARD:
+        fired = v.map(lambda end: torch.full_like(end, neuron.v_reset))
+        least = fired.lower
+    else:
+        fired = v.map(lambda end: end - threshold)
+        least = torch.zeros_like(v.lower)
+    return Interval(
+        torch.where(surely, fired.lower, torch.where(maybe, _lesser(v.lower, least), v.lower)),
+        torch.where(
+            surely, fired.upper, torch.where(maybe, _greater(threshold, fired.upper), v.upper)
+        ),
+    )
+
+
+class _EndGradient(NamedTuple):
+    """Derivatives of one end of the next membrane: by the same end of this one, and parameters."""
+
+    v: Tensor
+    threshold: Tensor
+    decay: Tensor
+
+
+def _transition(neuron: Neuron, v: Interval, x: Interval) -> tuple[_EndGradient, _EndGradient]:
+    """Derivatives from a membrane to that of the step after, whose current is ``x``.
+
+    Of what was selected; what selected it is constant.
+    """
+    decay, threshold = neuron.decay, neuron.threshold
+    zero = torch.zeros_like(v.lower)
+    one = zero + 1
+    surely, maybe = v.map(neuron.fires)
+    if neuron.reset == DELAYED_SOFT:
+        rest = neuron._replace(reset=NONE)
+        low, high = rest.charge(v.lower, x.lower), rest.charge(v.upper, x.upper)
+        met = rest.charge(threshold, x.lower) - threshold
+        at_met = maybe & ~surely & (met < low)
+        below = rest.charge(threshold, x.upper)
+        owing = maybe & (surely | (high - threshold > below))
+        at_below = maybe & ~owing
+        return (
+            _EndGradient(
+                torch.where(at_met, 0, decay + zero),
+                torch.where(surely, -one, torch.where(at_met, decay - 1, zero)),
+                torch.where(at_met, threshold, v.lower),
+            ),
+            _EndGradient(
+                torch.where(at_below, 0, decay + zero),
+                torch.where(owing, -one, torch.where(at_below, decay, zero)),
+                torch.where(at_below, threshold, v.upper),
+            ),
+        )
+    state = carry_interval(neuron, v)
+    low = high = one
+    low_threshold = high_threshold = zero
+    if neuron.reset == HARD:
+        reset = torch.full_like(v.lower, neuron.v_reset)
+        low = torch.where(surely, 0, torch.where(maybe & (reset < v.lower), 0, one))
+        high = torch.where(maybe, 0, one)
+        high_threshold = torch.where(maybe & ~surely & ~(reset > threshold), 1, zero)
+    elif neuron.reset == SOFT:
+        low = torch.where(maybe & ~surely & (zero < v.lower), 0, one)
+        low_threshold = torch.where(surely, -1, zero)
+        subtracted = maybe & (surely | (v.upper - threshold > threshold))
+        high = torch.where(maybe & ~subtracted, 0, one)
+        high_threshold = torch.where(subtracted, -1, torch.where(maybe, 1, zero))
+    return (
+        _EndGradient(decay * low, decay * low_threshold, state.lower),
+        _EndGradient(decay * high, decay * high_threshold, state.upper),
+    )
+
+
+def _bounded_neuron(
+    x: Tensor, decay: Tensor, threshold: Tensor, reset: int, v_reset: float, strict: bool
+) -> Neuron:
+    return Neuron(
+        broadcast(decay, x), broadcast(threshold, x), reset=reset, v_reset=v_reset, strict=strict
+    )
+
+
+def interval_lif_forward(
+    lower: Tensor,
+    upper: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    v_init: float,
+    reset: int,
+    v_reset: float,
+    strict: bool,
+    return_membranes: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """S-IBP over all time steps (Liang et al. 2022, eq. 7 to 9), for charge by leak.
+
+    Bounds of the spikes and, unless they are empty, of the membranes before reset, for all currents
+    between ``lower`` and ``upper``. Charge, fire and reset are monotone in floating point: bounds
+    hold for the spikes of ``lif_forward`` bit for bit.
+    """
+    dtype = state_dtype(lower.dtype)
+    neuron = _bounded_neuron(lower, decay, threshold, reset, v_reset, strict)
+    timesteps = lower.shape[0]
+    state = Interval(*(torch.full_like(lower[0], v_init, dtype=dtype),) * 2)
+    spikes = Interval(*(empty_steps(lower, lower.dtype, timesteps) for _ in range(2)))
+    kept = timesteps if return_membranes else 0
+    membranes = Interval(
+        *(
+            empty_steps(lower, dtype, timesteps) if kept else lower.new_empty(0, dtype=dtype)
+            for _ in range(2)
+        )
+    )
+    for t in range(timesteps):
+        x = Interval(lower[t].to(dtype), upper[t].to(dtype))
+        v = charge_interval(neuron, state, x)
+        for end, fired in zip(spikes, v.map(neuron.fires), strict=True):
+            end[t].copy_(fired)
+        for end, membrane in zip(membranes, v, strict=True):
+            if kept:
+                end[t].copy_(membrane)
+        state = carry_interval(neuron, v)
+    return (*spikes, *membranes)
+
+
+def interval_lif_backward(
+    grad_spikes_lower: Tensor,
+    grad_spikes_upper: Tensor,
+    grad_v_lower: Tensor | None,
+    grad_v_upper: Tensor | None,
+    lower: Tensor,
+    upper: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    v_init: float,
+    reset: int,
+    v_reset: float,
+    strict: bool,
+    surrogate: int,
+    surrogate_args: list[float],
+    normalized: bool,
+    parameter_gradients: bool,
+) -> tuple[Tensor, ...]:
+    """Backpropagation through time of the bounds: ``lower``, ``upper``, decay, threshold.
+
+    The surrogate at either end of the membrane; of the reset, what was selected is differentiated
+    and what selected it is not, as in the code of Liang et al. 2022. Gradients of parameters are
+    empty unless ``parameter_gradients``.
+    """
+    dtype = state_dtype(lower.dtype)
+    neuron = _bounded_neuron(lower, decay, threshold, reset, v_reset, strict)
+    start = Interval(*(torch.full_like(lower[0], v_init, dtype=dtype),) * 2)
+    currents = [
+        Interval(low.to(dtype), high.to(dtype)) for low, high in zip(lower, upper, strict=True)
+    ]
+    membranes, state = [], start
+    for x in currents:
+        membranes.append(charge_interval(neuron, state, x))
+        state = carry_interval(neuron, membranes[-1])
+    inverse = 1 / neuron.threshold
+    scale = inverse if normalized else torch.ones_like(inverse)
+    shift = torch.ones_like(inverse) if normalized else neuron.threshold
+    derivative = SURROGATES[KINDS[surrogate]]
+    from_above = (grad_spikes_lower, grad_spikes_upper)
+    from_membranes = (grad_v_lower, grad_v_upper)
+    grads = tuple(empty_steps(lower, lower.dtype, lower.shape[0]) for _ in range(2))
+    zero = torch.zeros_like(start.lower)
+    of_decay, of_threshold = zero, zero
+    for end in range(2):
+        g = zero  # dL/dv of the step after
+        for t in reversed(range(len(currents))):
+            v = membranes[t][end]
+            if t + 1 < len(currents):
+                step = _transition(neuron, membranes[t], currents[t + 1])[end]
+                of_decay = of_decay + g * step.decay
+                of_threshold = of_threshold + g * step.threshold
+                g = g * step.v
+            ds_dv = derivative(v * scale - shift, *surrogate_args) * scale
+            through_spike = from_above[end][t].to(dtype) * ds_dv
+            minus_dthreshold = v * inverse if normalized else 1
+            of_threshold = of_threshold - through_spike * minus_dthreshold
+            g = g + through_spike
+            of_membrane = from_membranes[end]
+            if of_membrane is not None:
+                g = g + of_membrane[t]
+            grads[end][t].copy_(g)
+        # Into the first step nothing was reset, but a delayed reset looks at what it started from.
+        if reset == DELAYED_SOFT:
+            of_threshold = of_threshold - torch.where(neuron.fires(start[end]), g, 0)
+        of_decay = of_decay + g * start[end]
+    if not parameter_gradients:
+        return (*grads, *(lower.new_empty(0, dtype=dtype) for _ in range(2)))
+    return (*grads, _sum_to(decay, of_decay), _sum_to(threshold, of_threshold))
+
+
+SLOPES = ("edge", "paper", "given", "mixed")
+EDGE, PAPER, GIVEN, MIXED = range(len(SLOPES))
+
+
+def relaxed(
+    rows: Tensor,
+    v_lower: Tensor,
+    v_upper: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    v_init: float,
+    reset: int,
+    v_reset: float,
+    strict: bool,
+    slope: int,
+    slopes: Tensor | None,
+    after: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``relax_lif`` as a function that autograd can differentiate."""
+    neuron = _bounded_neuron(v_lower, decay, threshold, reset, v_reset, strict)
+    unit = torch.finfo(v_lower.dtype).eps / 2
+    decay, threshold = neuron.decay.double(), neuron.threshold.double()
+    after = torch.zeros_like(rows[:, 0]) if after is None else after
+    bias = torch.zeros_like(after, dtype=torch.float64)
+    lines: list[Tensor] = []
+    rest = threshold + abs(v_reset)
+    for t in reversed(range(rows.shape[1])):
+        low, high = v_lower[t].double(), v_upper[t].double()
+        on_spike = rows[:, t].double()
+        on_next = after.double()
+        on_state = decay * on_next
+        # Silent: on_state * v. Fired: constant + fired_slope * v.
+        if reset == HARD:
+            constant, fired_slope = on_spike + on_state * v_reset, torch.zeros_like(on_state)
+        elif reset == SOFT:
+            constant, fired_slope = on_spike - on_state * threshold, on_state
+        elif reset == DELAYED_SOFT:
+            constant, fired_slope = on_spike - on_next * threshold, on_state
+        else:
+            constant, fired_slope = on_spike, on_state
+        surely, maybe = neuron.fires(v_lower[t]), neuron.fires(v_upper[t])
+        below, above = threshold - low, high - threshold
+        left, right = on_state * low, constant + fired_slope * high
+        silent, fired = on_state * threshold, constant + fired_slope * threshold
+        # Nothing is divided by 0, not even where nobody looks: the gradient would.
+        either = maybe & ~surely
+        rising, falling = (torch.where(either & (side > 0), side, 1) for side in (below, above))
+        if slope in (EDGE, MIXED):
+            middle = _lesser(silent, fired)
+            chord = (right - left) / torch.where(either, high - low, 1)
+            one, other = (middle - left) / rising, (right - middle) / falling
+            one, other = torch.where(below > 0, one, other), torch.where(above > 0, other, one)
+            if slope == EDGE:
+                edge = torch.where(below >= above, one, other)
+            else:
+                assert slopes is not None
+                edge = one + slopes[:, t].double() * (other - one)
+            line = torch.where(middle - left < chord * below, edge, chord)
+        elif slope == PAPER:
+            if reset == HARD:
+                jump = constant - on_state * torch.where(on_state > 0, low, threshold)
+            else:
+                jump = constant
+            up = torch.where(above >= below, jump / falling, 0)
+            down = torch.where(above >= below, 0, jump / rising)
+            line = torch.where(jump > 0, up, torch.where(jump < 0, down, 0)) + fired_slope
+        else:
+            assert slopes is not None
+            line = slopes[:, t].double()
+        line = torch.where(surely, fired_slope, torch.where(maybe, line, on_state))
+        after = line.to(rows.dtype)
+        line = after.double()
+        lowest = _lesser(
+            _lesser(left - line * low, silent - line * threshold),
+            _lesser(fired - line * threshold, right - line * high),
+        )
+        lowest = torch.where(
+            surely,
+            _lesser(constant + (fired_slope - line) * low, constant + (fired_slope - line) * high),
+            torch.where(maybe, lowest, _lesser((on_state - line) * low, (on_state - line) * high)),
+        )
+        size = _greater(low.abs(), high.abs())
+        if t > 0:
+            before = _greater(v_lower[t - 1].double().abs(), v_upper[t - 1].double().abs()) + rest
+        else:
+            before = torch.full_like(size, abs(v_init))
+        of_state = on_state.abs() * (size + rest)
+        of_charge = line.abs() * (size + threshold + decay * before)
+        slack = 2 * unit * (of_charge + of_state)
+        own = (
+            on_spike.abs() + of_state + on_next.abs() * threshold + line.abs() * (size + threshold)
+        )
+        bias = bias + (lowest - (slack + 2.0**-49 * own))
+        lines.append(after)
+    first = after.double()
+    start = torch.full_like(v_lower[0], v_init)
+    bias = bias + first * (decay * v_init)
+    if reset == DELAYED_SOFT:
+        bias = bias - torch.where(neuron.fires(start), first * threshold, 0)
+    return torch.stack(lines[::-1], 1), bias
+
+
+def relax_lif(
+    rows: Tensor,
+    v_lower: Tensor,
+    v_upper: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    v_init: float,
+    reset: int,
+    v_reset: float,
+    strict: bool,
+    slope: int,
+    slopes: Tensor | None,
+    after: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """S-CROWN's step backward through fire and reset, over all time steps, for a stack of rows.
+
+    ``rows[r, t]`` weighs the spikes of step t. Given is a function below them all: for spikes s and
+    currents x of neurons whose membranes stay within ``v_lower`` and ``v_upper``, as computed,
+    ``sum(rows[r] * s) >= sum(lines[r] * x) + sum(bias[r])``, rounding errors of the neurons and of
+    this included. ``bias`` is float64, one per neuron. ``after`` ``[R, N, ...]`` weighs the
+    membrane that would come after the last step, without the current and the rounding of that step.
+
+    What a step carries on and what it fires are both functions of its one membrane; a line lies
+    below their weighted sum where it does so at the ends of its two affine pieces, whatever its
+    slope. ``slope`` says which: that of the longer edge of the lower hull, of eq. 8 and 10 of Liang
+    et al. 2022, ``slopes`` themselves, which are shaped like ``rows``, or between the edges of the
+    hull, with ``slopes`` as the share of the right one.
+    """
+    lines, bias = relaxed(
+        rows,
+        v_lower,
+        v_upper,
+        decay,
+        threshold,
+        v_init,
+        reset,
+        v_reset,
+        strict,
+        slope,
+        slopes,
+        after,
+    )
+    return (
+        empty_rows(rows, v_lower, rows.dtype).copy_(lines),
+        empty_rows(rows[:, :1], v_lower, torch.float64)[:, 0].copy_(bias),
+    )

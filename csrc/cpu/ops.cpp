@@ -6,8 +6,10 @@
 #include <limits>
 #include <vector>
 
+#include "../bound_ops.h"
 #include "../lif_ops.h"
 #include "../pack_ops.h"
+#include "bounds.h"
 #include "lif.h"
 #include "pack.h"
 
@@ -17,6 +19,7 @@ namespace {
 // Below this many neuron-steps a thread costs more than it brings.
 constexpr int64_t kGrain = 1 << 15;
 constexpr int64_t kElementwiseTile = 8192;
+constexpr int64_t kBoundsTile = 2048;
 
 template <class Run>
 void parallel_tiles(const Tiling& tiling, int64_t timesteps, const Run& run) {
@@ -83,6 +86,30 @@ struct Cpu {
     reduce_to_parameter(sums, neurons, parameter.count, parameter.repeat, grad);
   }
 
+  template <class F>
+  void interval(const IntervalForward<F>& p) const {
+    const Tiling tiling = Tiling::of(p.shape, 1, kBoundsTile);
+    parallel_tiles(tiling, p.shape.timesteps,
+                   [&](int64_t first, int64_t last) { interval_forward(p, tiling, first, last); });
+  }
+
+  template <class F>
+  void interval_backward(const IntervalBackward<F>& p) const {
+    const Tiling tiling = Tiling::of(p.shape, 4, kBoundsTile);
+    parallel_tiles(tiling, p.shape.timesteps, [&](int64_t first, int64_t last) {
+      cpu::interval_backward(p, tiling, first, last);
+    });
+  }
+
+  template <class F>
+  void relax(const Relaxation<F>& p) const {
+    const Tiling tiling = Tiling::of(p.shape, 1, kBoundsTile);
+    const int64_t grain = std::max<int64_t>(1, kGrain / (tiling.size * p.shape.timesteps));
+    torch::stable::parallel_for(
+        0, p.rows * tiling.count(), grain,
+        [&](int64_t first, int64_t last) { cpu::relax(p, tiling, first, last); });
+  }
+
   void pack(const BitRows& shape, Dtype dtype, const void* spikes, int64_t step, uint8_t* bits,
             double* stray) const {
     constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
@@ -121,4 +148,5 @@ struct Cpu {
 STABLE_TORCH_LIBRARY_IMPL(snnkern, CPU, m) {
   snnkern::register_lif<snnkern::cpu::Cpu>(m);
   snnkern::register_pack<snnkern::cpu::Cpu>(m);
+  snnkern::register_bounds<snnkern::cpu::Cpu>(m);
 }

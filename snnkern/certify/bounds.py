@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from snnkern._checks import check_images, check_number
-from snnkern.certify import ibp
+from snnkern._checks import check_images, check_int, check_number
+from snnkern.certify import crown, exact, ibp, inputs
 from snnkern.models import SpikingNetwork
-from snnkern.nn import evaluation_mode
+from snnkern.nn import RateCoding, evaluation_mode
+from snnkern.reference import Interval
 
-Method = Literal["ibp"]
-METHODS = ("ibp",)
+Method = Literal["ibp", "crown", "best", "tight"]
+METHODS = ("ibp", "crown", "best", "tight")
 
 
 def bounds(
-    model: nn.Module, lower: Tensor, upper: Tensor, y: Tensor, method: Method = "ibp"
+    model: nn.Module,
+    lower: Tensor,
+    upper: Tensor,
+    y: Tensor,
+    method: Method = "best",
+    *,
+    draws: Tensor | None = None,
 ) -> Tensor:
     """Lower bounds of all margins ``logit[y] - logit[j]`` over the box ``[lower, upper]``.
 
@@ -29,28 +38,23 @@ def bounds(
         lower: images ``[N, C, H, W]``, the lower ends of the box.
         upper: the upper ends.
         y: the class whose margins are wanted, ``[N]`` int64.
-        method: ``"ibp"``: S-IBP, Liang et al. 2022.
+        method: ``"ibp"``: S-IBP, Liang et al. 2022; ``"crown"``: S-CROWN, with one line for what a
+            neuron fires and carries on together instead of their eq. 8 and 10; ``"best"``: the
+            best of these, and of S-CROWN with the slopes of eq. 8 and 10, for every margin;
+            ``"tight"``: the same, and S-CROWN with slopes that are optimised and, in small layers,
+            membranes that it bounds as well, 100 times as long. In all of them the first neurons of
+            a constant input are exact, where they are reset to 0.
+        draws: of the encoder of a network with rate coding, ``[T, N, C, H, W]``, as
+            ``snnkern.functional.encode`` takes them. The bounds are those for these draws alone.
 
     Returns:
         ``[N, K - 1]``, for the classes j other than y, ascending.
 
     Raises:
         TypeError: a network or a layer that cannot be bounded.
-        ValueError: an empty or crossed box, or an unknown method.
+        ValueError: an empty or crossed box, draws that do not fit, or an unknown method.
     """
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
-    parts = ["normalize", "encoder", "layers", "readout"]
-    plain = isinstance(model, SpikingNetwork) and ibp.runs_as(model, SpikingNetwork)
-    if not plain or [name for name, _ in model.named_children()] != parts:
-        raise TypeError(
-            f"model is a {type(model).__name__}, expected a snnkern.models.SpikingNetwork that "
-            "runs its parts in their order"
-        )
-    assert isinstance(model, SpikingNetwork)
-    _refuse_reduced_precision(lower.device)
-    if lower.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"lower has dtype {lower.dtype}, expected float32 or float64")
+    network = _network(model, method, lower)
     if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.numel() == 0:
         raise ValueError(
             f"lower is {lower.dtype} {list(lower.shape)} and upper {upper.dtype} "
@@ -61,17 +65,149 @@ def bounds(
             "lower exceeds upper somewhere (or is NaN), or is infinite, expected finite "
             "lower <= upper"
         )
-    if y.dtype != torch.int64 or y.shape != lower.shape[:1]:
+    _check_labels(y, lower.shape[0])
+    encoder = network.encoder
+    coding = ibp.runs_as(encoder, RateCoding) and not encoder.is_relu
+    if coding != (draws is not None):
         raise ValueError(
-            f"y is {y.dtype} {list(y.shape)}, expected int64 labels [{lower.shape[0]}]"
+            f"draws are {'not ' if draws is None else ''}given and the model's encoder is "
+            f"{encoder}, expected draws for rate coding alone"
         )
-    with torch.autocast(lower.device.type, enabled=False), torch.no_grad(), evaluation_mode(model):
-        box = ibp.propagate(
-            model.encoder, ibp.propagate(model.normalize, ibp.Interval(lower, upper))
+    with _evaluation(network):
+        pixels = ibp.propagate(network.normalize, Interval(lower, upper))
+        if draws is None:
+            return _margins(network, ibp.propagate(encoder, pixels), y, method)
+        assert isinstance(encoder, RateCoding)
+        if draws.shape != (encoder.timesteps, *lower.shape) or draws.dtype != lower.dtype:
+            raise ValueError(
+                f"draws is {draws.dtype} {list(draws.shape)}, expected {lower.dtype} "
+                f"{[encoder.timesteps, *lower.shape]}"
+            )
+        box = inputs.coded(encoder, pixels, draws)
+        return _margins(network, box, y, method, inputs.least_of_draws(box, draws))
+
+
+def spike_bounds(
+    model: nn.Module,
+    spikes: Tensor,
+    y: Tensor,
+    method: Method = "best",
+    *,
+    free: Tensor | None = None,
+    flips: int | None = None,
+) -> Tensor:
+    """Lower bounds of all margins of a network's layers, fed with spikes of which some may differ.
+
+    What comes before the layers, normalisation and encoder, is left out: these are events.
+
+    Args:
+        model: see ``bounds``.
+        spikes: 0 or 1, ``[T, N, ...]``, float32 or float64, with any number of steps.
+        y: see ``bounds``.
+        method: see ``bounds``.
+        free: which spikes may differ, bool like ``spikes``; all where it is not given. ``spikes ==
+            0`` lets events be added alone, ``spikes == 1`` removed.
+        flips: how many may differ in a sample, over all steps (an l_0 ball); any number where it is
+            not given.
+
+    Returns:
+        ``[N, K - 1]``, for the classes j other than y, ascending.
+
+    Raises:
+        TypeError: a network or a layer that cannot be bounded.
+        ValueError: values other than 0 and 1, shapes that do not fit, an unknown method.
+    """
+    network = _network(model, method, spikes)
+    if spikes.dim() < 3 or spikes.numel() == 0 or not bool(((spikes == 0) | (spikes == 1)).all()):
+        raise ValueError(f"spikes has shape {list(spikes.shape)}, expected 0 and 1, [T, N, ...]")
+    _check_labels(y, spikes.shape[1])
+    if free is None:
+        free = torch.ones_like(spikes, dtype=torch.bool)
+    if free.dtype != torch.bool or free.shape != spikes.shape:
+        raise ValueError(
+            f"free is {free.dtype} {list(free.shape)}, expected bool {list(spikes.shape)}"
         )
-        plain = ibp.runs_as(model.layers, nn.Sequential)
-        layers = list(model.layers.children()) if plain else [model.layers]
-        return ibp.margins(layers, model.readout, box, y)
+    box = Interval(torch.where(free, 0, spikes), torch.where(free, 1, spikes))
+    with _evaluation(network):
+        if flips is None:
+            return _margins(network, box, y, method)
+        check_int("flips", flips, 0)
+        least = inputs.least_of_flips(spikes, free, flips)
+        return _margins(network, box, y, method, least, (spikes, free, flips))
+
+
+def _network(model: nn.Module, method: str, x: Tensor) -> SpikingNetwork:
+    """The model, if it is one that can be bounded by ``method`` for inputs like ``x``."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    parts = ["normalize", "encoder", "layers", "readout"]
+    plain = isinstance(model, SpikingNetwork) and ibp.runs_as(model, SpikingNetwork)
+    if not plain or [name for name, _ in model.named_children()] != parts:
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a snnkern.models.SpikingNetwork that "
+            "runs its parts in their order"
+        )
+    assert isinstance(model, SpikingNetwork)
+    _refuse_reduced_precision(x.device)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"the input has dtype {x.dtype}, expected float32 or float64")
+    return model
+
+
+def _check_labels(y: Tensor, count: int) -> None:
+    if y.dtype != torch.int64 or y.shape != (count,):
+        raise ValueError(f"y is {y.dtype} {list(y.shape)}, expected int64 labels [{count}]")
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    with torch.autocast(device, enabled=False), torch.no_grad(), evaluation_mode(model):
+        yield
+
+
+def _margins(
+    model: SpikingNetwork,
+    box: Interval,
+    y: Tensor,
+    method: str,
+    least: crown.Least | None = None,
+    budget: tuple[Tensor, Tensor, int] | None = None,
+) -> Tensor:
+    """The best of what the method finds, for inputs of the layers in ``box``."""
+    plain = ibp.runs_as(model.layers, nn.Sequential)
+    layers = list(model.layers.children()) if plain else [model.layers]
+    if budget is not None:
+        layers = inputs.with_flips(layers, *budget)
+    found = []
+    if method in ("ibp", "best", "tight"):
+        found.append(ibp.margins(layers, model.readout, box, y))
+    if method in ("crown", "best", "tight"):
+        found.append(_by_crown(layers, model.readout, box, y, crown.TIGHT, least))
+    if method in ("best", "tight"):
+        paper = crown.WITH_SLOPES_OF_THE_PAPER
+        found.append(_by_crown(layers, model.readout, box, y, paper, least))
+    if method == "tight":
+        optimised = crown.Options(slopes=crown.Slopes(), membranes=True)
+        found.append(_by_crown(layers, model.readout, box, y, optimised, least))
+    return torch.stack(found).amax(0)
+
+
+def _by_crown(
+    layers: list[nn.Module],
+    readout: nn.Module,
+    box: Interval,
+    y: Tensor,
+    options: crown.Options,
+    least: crown.Least | None,
+) -> Tensor:
+    dtype = box.lower.dtype
+    divisor = ibp.divisor(readout, len(box.lower))
+    total = crown.totals(layers, box, y, options, least)
+    if ibp.counts_spikes(layers):  # whole numbers, which the network divides as well
+        return total.ceil().to(dtype) / divisor
+    exact = total / divisor
+    return crown.round_down(exact - 2.0**-50 * exact.abs(), dtype)
 
 
 def _refuse_reduced_precision(device: torch.device) -> None:
@@ -93,7 +229,10 @@ class Certificate:
     It holds for the network run in evaluation mode, in the dtype of its weights and without
     autocast, for exactly ``timesteps`` steps, and for perturbed images in ``[0, 1]``; rounding
     errors of the network and of the bound are accounted for, where sums are computed in that
-    dtype, in any order (not in TF32, nor by transforms such as Winograd's).
+    dtype, in any order (not in TF32, nor by transforms such as Winograd's). With an
+    ``encoding_seed`` it holds for one draw of the encoder alone, that of
+    ``model.encoder(model.normalize(x), torch.Generator().manual_seed(encoding_seed))`` for this
+    batch of images.
 
     Attributes:
         certified: ``[N]`` bool: every margin is above 0, strictly.
@@ -101,6 +240,11 @@ class Certificate:
         eps: l_inf radius, in units of the pixel range.
         method: that found the bound.
         timesteps: T of the network.
+        encoding_seed: of the encoder's draw, None where nothing is drawn.
+        broken: ``[N]`` bool, for ``method="exact"``: an image of another class was found. What is
+            neither certified nor broken is not known.
+        counterexamples: these images, ``[N, C, H, W]``; where there is none, the image that came
+            closest.
     """
 
     certified: Tensor
@@ -108,16 +252,40 @@ class Certificate:
     eps: float
     method: str
     timesteps: int
+    encoding_seed: int | None = None
+    broken: Tensor | None = None
+    counterexamples: Tensor | None = None
 
 
 def verify(
-    model: SpikingNetwork, x: Tensor, y: Tensor, eps: float, method: Method = "ibp"
+    model: SpikingNetwork,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    method: Method | Literal["exact"] = "best",
+    *,
+    encoding_seed: int = 0,
+    time_limit: float = 60.0,
+    progress: bool = False,
 ) -> Certificate:
-    """Certifies images ``x`` ``[N, C, H, W]`` of classes ``y`` within l_inf radius ``eps``.
+    """Certifies images within an l_inf radius.
+
+    Args:
+        model: a network, see ``bounds``.
+        x: images ``[N, C, H, W]``.
+        y: their classes, ``[N]`` int64.
+        eps: the radius, in units of the pixel range.
+        method: see ``bounds``; or ``"exact"``, mixed-integer programming for networks of a few
+            dozen neurons with direct coding, for the margins that ``"best"`` leaves open. What it
+            certifies rests on HiGHS, whose optimum is right to 1e-5, not on outward rounding.
+        encoding_seed: the draw of its encoder for which a network with rate coding is certified.
+        time_limit: seconds for a margin, for ``"exact"``.
+        progress: show a progress bar, for ``"exact"``.
 
     Raises:
         TypeError: a network or a layer that cannot be bounded.
         ValueError: images outside ``[0, 1]``, a radius below 0, an unknown method.
+        ImportError: ``"exact"`` without SciPy.
     """
     check_images(x, y)
     check_number("eps", eps, low=0)
@@ -127,5 +295,30 @@ def verify(
     upper = torch.nextafter(upper, torch.full_like(x, math.inf)).clamp(0, 1)
     if eps == 0:
         lower = upper = x
-    margin = bounds(model, lower, upper, y, method).amin(1)
-    return Certificate(margin > 0, margin, float(eps), method, model.timesteps)
+    draws, seed = None, None
+    encoder = getattr(model, "encoder", None)
+    if isinstance(encoder, RateCoding) and not encoder.is_relu:
+        seed = encoding_seed
+        generator = torch.Generator(x.device).manual_seed(seed)
+        shape = (encoder.timesteps, *x.shape)  # as functional.encode draws
+        draws = torch.rand(shape, dtype=x.dtype, device=x.device, generator=generator)
+    if method == "exact":
+        found = bounds(model, lower, upper, y, "best", draws=draws)
+        solved = exact.margins(
+            model,
+            lower,
+            upper,
+            y,
+            wanted=~(found > 0),
+            time_limit=time_limit,
+            progress=progress,
+        )
+        known = torch.maximum(found.double(), solved.lower - exact.TOLERANCE)
+        margin = torch.where(found > 0, found.double(), known).amin(1)
+        reached, which = solved.found.min(1)
+        images = solved.inputs[torch.arange(len(x)), which].to(x)
+        return Certificate(
+            margin > 0, margin, float(eps), method, model.timesteps, seed, reached <= 0, images
+        )
+    margin = bounds(model, lower, upper, y, method, draws=draws).amin(1)
+    return Certificate(margin > 0, margin, float(eps), method, model.timesteps, seed)

@@ -9,26 +9,30 @@ worst rounding error of any order of summation, of the network's sum and of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeGuard, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
-from snnkern import reference
+from snnkern import functional
+from snnkern.autograd import is_constant
+from snnkern.certify import first, published
 from snnkern.models import Normalize
-from snnkern.nn import LIF, Direct, MeanReadout, SharedDropout, SumReadout, TimeDistributed, packed
-
-
-class Interval(NamedTuple):
-    """Elementwise bounds."""
-
-    lower: Tensor
-    upper: Tensor
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Interval:
-        """The image under a function that is monotone in floating point."""
-        return Interval(f(self.lower), f(self.upper))
+from snnkern.nn import (
+    LIF,
+    Direct,
+    MeanReadout,
+    NormLIF,
+    Residual,
+    SharedDropout,
+    SumReadout,
+    TimeDistributed,
+    packed,
+)
+from snnkern.reference import Interval
 
 
 def rounding(terms: int, dtype: torch.dtype) -> float:
@@ -42,24 +46,48 @@ def rounding(terms: int, dtype: torch.dtype) -> float:
     return 3 * n * u / (1 - n * u)
 
 
-def affine(
-    box: Interval,
-    terms: int,
-    apply: Callable[[Tensor], Tensor],
-    magnitude: Callable[[Tensor], Tensor],
-    bias: Tensor | float = 0.0,
-) -> Interval:
-    """Bounds of an affine map whose outputs sum ``terms`` numbers.
+@dataclass(frozen=True)
+class Affine:
+    """An affine module, and what bounds its rounding errors.
 
-    ``apply`` is the map, ``magnitude`` the one with the absolute values of its weights and without
-    bias, ``bias`` the absolute value of that, broadcastable to the output.
+    Attributes:
+        apply: the map as the network computes it.
+        magnitude: the map with the absolute values of its weights and without bias.
+        bias: the absolute value of that, broadcastable to the output.
+        terms: numbers that an output sums.
+        spread: outputs that an input goes to, which the transposed map sums.
+        transposed: the transposed map, from weights of outputs ``[B, ...]`` to those of inputs of
+            a shape ``[B, ...]``; found by autograd where it is not given.
     """
-    gamma = rounding(terms, box.lower.dtype)
+
+    apply: Callable[[Tensor], Tensor]
+    magnitude: Callable[[Tensor], Tensor]
+    bias: Tensor | float
+    terms: int
+    spread: int
+    transposed: Callable[[Tensor, torch.Size], Tensor] | None = None
+
+    def back(self, weights: Tensor, shape: torch.Size) -> Tensor:
+        """The transposed map."""
+        if self.transposed is not None:
+            return self.transposed(weights, shape)
+        with torch.enable_grad():
+            x = weights.new_zeros(shape).requires_grad_()
+            y = self.apply(x)
+        (result,) = torch.autograd.grad(y, x, weights, create_graph=torch.is_grad_enabled())
+        return result
+
+
+def affine(box: Interval, its: Affine) -> Interval:
+    """Bounds of an affine map, for any order of summation."""
+    if published.wanted():
+        box = published.unsure(box)
+    gamma = rounding(its.terms, box.lower.dtype)
     centre = (box.lower + box.upper) / 2
     # Rounding may leave the centre off the middle: the radius reaches the farther end.
     radius = torch.maximum(box.upper - centre, centre - box.lower)
-    spread = magnitude(radius + gamma * (centre.abs() + 2 * radius)) + gamma * bias
-    middle = apply(centre)
+    spread = its.magnitude(radius + gamma * (centre.abs() + 2 * radius)) + gamma * its.bias
+    middle = its.apply(centre)
     if not bool(middle.isfinite().all() and spread.isfinite().all()):
         raise ValueError(
             "the model's sums overflow within the box, expected weights and inputs whose sums are "
@@ -68,40 +96,108 @@ def affine(
     return Interval(middle - spread, middle + spread)
 
 
-def _linear(module: nn.Linear, box: Interval) -> Interval:
-    return affine(
-        box,
-        module.in_features + 1,
+def linear(module: nn.Linear) -> Affine:
+    """A linear layer."""
+    return Affine(
         module,
         lambda t: F.linear(t, module.weight.abs()),
         0.0 if module.bias is None else module.bias.abs(),
+        module.in_features + 1,
+        module.out_features,
+        lambda weights, shape: weights @ module.weight,
     )
 
 
-def _conv(module: nn.Conv2d, box: Interval) -> Interval:
-    return affine(
-        box,
-        module.weight[0].numel() + 1,
+def conv(module: nn.Conv2d) -> Affine:
+    """A convolution."""
+    geometry = (module.stride, module.padding, module.dilation, module.groups)
+    plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+    def transposed(weights: Tensor, shape: torch.Size) -> Tensor:
+        found: Tensor = conv2d_input(shape, module.weight, weights, *geometry)
+        return found
+
+    return Affine(
         module,
         lambda t: module._conv_forward(t, module.weight.abs(), None),
         0.0 if module.bias is None else module.bias.abs()[:, None, None],
+        module.weight[0].numel() + 1,
+        # With "reflect" and the like an input may stand in for several of the padding.
+        module.weight[:, 0].numel() * (1 if module.padding_mode == "zeros" else 4),
+        transposed if plain else None,
     )
 
 
-def _avg_pool(module: nn.AvgPool2d, box: Interval) -> Interval:
+def avg_pool(module: nn.AvgPool2d) -> Affine:
+    """Average pooling."""
     size = module.kernel_size
     terms = size * size if isinstance(size, int) else size[0] * size[1]
-    return affine(box, terms + 1, module, module)
+    return Affine(module, module, 0.0, terms + 1, terms)
 
 
-def interval_lif(layer: LIF, box: Interval) -> Interval:
-    """Bounds of the spikes of a neuron layer, ``[T, N, ...]`` (eq. 7 to 9), for any reset.
+def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
+    """Batch norm by running statistics."""
+    mean, var = module.running_mean, module.running_var
+    if module.training or mean is None or var is None:
+        raise TypeError(
+            f"model holds a {type(module).__name__} without running statistics or in training, "
+            "expected one whose output does not depend on the batch"
+        )
+    scale = torch.rsqrt(var + module.eps)
+    if module.weight is not None:
+        scale = scale * module.weight.abs()
+    bias = (mean * scale).abs() + (0.0 if module.bias is None else module.bias.abs())
+    channel = (1, -1) if isinstance(module, nn.BatchNorm1d) else (1, -1, 1, 1)
 
-    A membrane in ``[l, u]`` fires for sure where ``l`` fires and may fire where ``u`` does. What is
-    carried on is the smallest interval around the states of both cases.
-    """
-    if layer.is_relu:
-        return box.map(torch.relu)
+    def magnitude(t: Tensor) -> Tensor:
+        if t.dim() != len(channel):
+            raise TypeError(
+                f"model holds a {type(module).__name__} that sees a tensor of {t.dim()} "
+                f"dimensions, expected {len(channel)}, within a TimeDistributed"
+            )
+        return t * scale.view(channel)
+
+    return Affine(module, magnitude, bias.view(channel), 4, 1)
+
+
+AFFINE: dict[type[nn.Module], Callable[[Any], Affine]] = {
+    nn.Linear: linear,
+    nn.Conv2d: conv,
+    nn.AvgPool2d: avg_pool,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+    packed.Linear: linear,
+    packed.Conv2d: conv,
+    packed.AvgPool2d: avg_pool,
+}
+
+
+def scale_and_shift(layer: NormLIF) -> tuple[Tensor, Tensor]:
+    """What a normalised layer multiplies and adds per channel, as it computes them."""
+    mean, var = layer.running_mean, layer.running_var
+    if layer.training or mean is None or var is None:
+        raise TypeError(
+            "model holds a NormLIF without running statistics or in training, expected one whose "
+            "output does not depend on the batch"
+        )
+    inverse = torch.rsqrt(var + layer.eps)
+    scale = inverse if layer.weight is None else layer.weight * inverse
+    return scale, (0.0 if layer.bias is None else layer.bias) - mean * scale
+
+
+def scaled(layer: NormLIF, box: Interval) -> Interval:
+    """Bounds of what its neurons see: scaling and shifting are monotone in floating point."""
+    scale, shift = (t.view(-1, *(1,) * (box.lower.dim() - 3)) for t in scale_and_shift(layer))
+    timesteps = len(box.lower)
+    if is_constant(box.lower) and is_constant(box.upper):
+        box = box.map(lambda t: t[:1])
+    ends = box.map(lambda t: scale * t + shift)
+    box = Interval(torch.minimum(*ends), torch.maximum(*ends))
+    return box.map(lambda t: t.expand(timesteps, *t.shape[1:]))
+
+
+def neuron_options(layer: LIF) -> dict[str, Any]:
+    """What the ops of certification are called with, for a layer that they can bound."""
     if layer.stateful or layer.return_state:
         raise TypeError(
             "model holds a LIF with stateful or return_state, expected one that starts from rest "
@@ -112,76 +208,46 @@ def interval_lif(layer: LIF, box: Interval) -> Interval:
             f"model holds LIF({layer.extra_repr()}), expected charge='leak' without gain, synapse "
             "or delayed spikes: the others are not monotone in floating point"
         )
-    dtype = reference.state_dtype(box.lower.dtype)
-    neuron = reference.Neuron(
-        reference.broadcast(layer.dynamics()["leak"].to(dtype), box.lower),
-        reference.broadcast(layer.dynamics()["threshold"].to(dtype), box.lower),
-        reset=reference.RESETS.index(layer.reset),
-        v_reset=layer.v_reset,
-        strict=layer.strict,
-    )
-    start = torch.full_like(box.lower[0], layer.v_init or 0.0, dtype=dtype)
-    rest = neuron._replace(reset=reference.NONE)
-    state = Interval(start, start)
-    lowers, uppers = [], []
-    for x_lower, x_upper in zip(box.lower.to(dtype), box.upper.to(dtype), strict=True):
-        if neuron.reset == reference.DELAYED_SOFT:
-            membrane = _delayed_charge(neuron, state, Interval(x_lower, x_upper))
-        else:
-            membrane = Interval(
-                rest.charge(state.lower, x_lower), rest.charge(state.upper, x_upper)
-            )
-        surely, maybe = membrane.map(neuron.fires)
-        state = _carried(neuron, membrane, surely, maybe)
-        lowers.append(surely)
-        uppers.append(maybe)
-    return Interval(torch.stack(lowers), torch.stack(uppers)).map(
-        lambda spikes: spikes.to(box.lower.dtype)
-    )
+    return {
+        **layer.dynamics(),
+        "reset": layer.reset,
+        "v_reset": layer.v_reset,
+        "v_init": layer.v_init or 0.0,
+        "strict": layer.strict,
+    }
 
 
-def _carried(neuron: reference.Neuron, v: Interval, surely: Tensor, maybe: Tensor) -> Interval:
-    """The states after reset of all membranes in ``v``."""
-    if neuron.reset not in (reference.HARD, reference.SOFT):
-        return v
-    threshold = neuron.threshold
-    silent = Interval(
-        v.lower, torch.minimum(v.upper, threshold)
-    )  # closed where v stops short of it
-    if neuron.reset == reference.HARD:
-        fired = Interval(*(torch.full_like(v.lower, neuron.v_reset),) * 2)
-    else:
-        fired = Interval(torch.maximum(v.lower, threshold) - threshold, v.upper - threshold)
-    both = Interval(
-        torch.minimum(silent.lower, fired.lower), torch.maximum(silent.upper, fired.upper)
-    )
-    return Interval(
-        *(
-            torch.where(surely, after, torch.where(maybe, either, never))
-            for after, either, never in zip(fired, both, v, strict=True)
-        )
-    )
+def surrogate_of(layer: LIF) -> dict[str, Any]:
+    """By what the spikes at either end are differentiated, where they are."""
+    return {"surrogate": layer.active_surrogate(layer.surrogate)} if torch.is_grad_enabled() else {}
 
 
-def _delayed_charge(neuron: reference.Neuron, u: Interval, x: Interval) -> Interval:
-    """Charge where the step before may have fired, and the threshold is subtracted only now."""
-    surely, maybe = u.map(neuron.fires)
-    threshold = neuron.threshold
-    rest = neuron._replace(reset=reference.NONE)
-    silent = Interval(
-        rest.charge(u.lower, x.lower), rest.charge(torch.minimum(u.upper, threshold), x.upper)
-    )
-    fired = Interval(
-        rest.charge(torch.maximum(u.lower, threshold), x.lower) - threshold,
-        rest.charge(u.upper, x.upper) - threshold,
-    )
-    lower = torch.minimum(silent.lower, fired.lower)
-    upper = torch.maximum(silent.upper, fired.upper)
-    never = Interval(silent.lower, rest.charge(u.upper, x.upper))
-    return Interval(
-        torch.where(surely, fired.lower, torch.where(maybe, lower, never.lower)),
-        torch.where(surely, fired.upper, torch.where(maybe, upper, never.upper)),
-    )
+def interval_lif(layer: LIF, box: Interval) -> Interval:
+    """Bounds of the spikes of a neuron layer, ``[T, N, ...]`` (eq. 7 to 9), for any reset.
+
+    Those of neurons whose current is constant are exact where there is a rule, but where they are
+    differentiated: the exact ones have no gradient.
+    """
+    if isinstance(layer, NormLIF):
+        box = scaled(layer, box)
+    if layer.is_relu:
+        return box.map(torch.relu)
+    neuron = neuron_options(layer)
+    if first.fits(neuron, box):
+        return first.spikes(neuron, box)
+    options = neuron | surrogate_of(layer)
+    return Interval(*functional.interval_lif(box.lower, box.upper, **options))
+
+
+def _residual(module: Residual, box: Interval) -> Interval:
+    """Products and sums of two numbers are monotone in floating point."""
+    parts = [propagate(module.shortcut, box), propagate(module.branch, box)]
+    if module.branch_weights is not None:
+        for number, weight in enumerate(module.branch_weights):
+            ends = [weight * end for end in parts[number]]
+            parts[number] = Interval(torch.minimum(*ends), torch.maximum(*ends))
+    past, through = parts
+    return Interval(past.lower + through.lower, past.upper + through.upper)
 
 
 def _time_distributed(module: TimeDistributed, box: Interval) -> Interval:
@@ -193,14 +259,70 @@ def _time_distributed(module: TimeDistributed, box: Interval) -> Interval:
     return merged.map(lambda t: t.unflatten(0, (timesteps, -1)))
 
 
+class Budgeted(TimeDistributed):
+    """A linear layer or convolution of spikes, of which few may differ from given ones.
+
+    Args:
+        module: the layer.
+        spikes: 0 or 1, ``[T, N, ...]``.
+        free: which of them may differ, bool.
+        flips: how many may, over all steps; so in a single one as well.
+    """
+
+    def __init__(self, module: nn.Module, spikes: Tensor, free: Tensor, flips: int) -> None:
+        super().__init__(module)
+        self.spikes, self.free, self.flips = spikes, free, flips
+
+
+def counts_flips(module: nn.Module) -> bool:
+    """Whether ``Budgeted`` has a rule for the module."""
+    if runs_as(module, nn.Conv2d) or runs_as(module, packed.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return runs_as(module, nn.Linear) or runs_as(module, packed.Linear)
+
+
+def _budgeted(module: Budgeted, box: Interval) -> Interval:
+    """The sums of the most that so many flips can add to and take from every output."""
+    anywhere = _time_distributed(module, box)
+    inner, merged = module.module, module.spikes.flatten(0, 1)
+    its = AFFINE[next(kind for kind in AFFINE if runs_as(inner, kind))](inner)
+    weight = inner.get_parameter("weight").flatten(1)
+    sign = (1 - 2 * merged) * module.free.flatten(0, 1)
+    if isinstance(inner, nn.Conv2d):
+        padding = inner._reversed_padding_repeated_twice
+        sign = F.unfold(F.pad(sign, padding), inner.kernel_size, inner.dilation, 0, inner.stride)
+        changes = [torch.einsum("of,fl->olf", weight, one) for one in sign]
+    else:
+        changes = [weight * one for one in sign]
+    parts = []
+    for change in changes:
+        count = min(module.flips, change.shape[-1])
+        parts.append(
+            (
+                change.clamp(max=0).topk(count, -1, largest=False).values.sum(-1),
+                change.clamp(min=0).topk(count, -1).values.sum(-1),
+            )
+        )
+    around = affine(Interval(merged, merged), its)
+    size = its.magnitude(torch.ones_like(merged)) + its.bias
+    spread = rounding(its.terms, merged.dtype) * size
+    less, more = (torch.stack(part).view(around.lower.shape) for part in zip(*parts, strict=True))
+    near = Interval(around.lower + less - spread, around.upper + more + spread)
+    near = near.map(lambda t: t.view(anywhere.lower.shape))
+    return Interval(
+        torch.maximum(anywhere.lower, near.lower), torch.minimum(anywhere.upper, near.upper)
+    )
+
+
+# Modules that move numbers and, in evaluation mode, change none.
+SHAPE_ONLY = (nn.Flatten, nn.Identity, nn.Dropout, SharedDropout)
 Rule = Callable[..., Interval]
 RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv,
-    nn.AvgPool2d: _avg_pool,
-    packed.Linear: _linear,
-    packed.Conv2d: _conv,
-    packed.AvgPool2d: _avg_pool,
+    **{
+        kind: lambda module, box, describe=describe: affine(box, describe(module))
+        for kind, describe in AFFINE.items()
+    },
+    Budgeted: _budgeted,  # before what it is a kind of
     nn.Flatten: lambda module, box: box.map(module),
     nn.Identity: lambda module, box: box,
     nn.Dropout: lambda module, box: box,
@@ -208,7 +330,9 @@ RULES: dict[type[nn.Module], Rule] = {
     Normalize: lambda module, box: box.map(module),
     Direct: lambda module, box: box.map(module),
     TimeDistributed: _time_distributed,
+    Residual: _residual,
     LIF: interval_lif,
+    NormLIF: interval_lif,
 }
 
 
@@ -247,7 +371,7 @@ def propagate(module: nn.Module, box: Interval) -> Interval:
     )
 
 
-def _others(y: Tensor, num_classes: int) -> Tensor:
+def other_classes(y: Tensor, num_classes: int) -> Tensor:
     """The classes other than y, ascending, ``[N, K - 1]``."""
     if not bool(((y >= 0) & (y < num_classes)).all()):
         raise ValueError(
@@ -258,49 +382,98 @@ def _others(y: Tensor, num_classes: int) -> Tensor:
     return every[every != y[:, None]].view(len(y), -1)
 
 
-def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tensor) -> Tensor:
-    """Lower bounds of the margins ``logit[y] - logit[j]``, ``[N, K - 1]``, j ascending without y.
+def flattened(layers: list[nn.Module]) -> list[nn.Module]:
+    """The layers without the containers that run them one after the other."""
+    flat: list[nn.Module] = []
+    for layer in layers:
+        if runs_as(layer, nn.Sequential):
+            flat += flattened(list(layer))
+        elif runs_as(layer, TimeDistributed) and runs_as(layer.module, nn.Sequential):
+            flat += flattened([TimeDistributed(part) for part in layer.module])
+        else:
+            flat.append(layer)
+    return flat
 
-    ``box`` bounds the input of ``layers``, the last of a network before its readout. Spikes are
-    counted over time, which is exact. Where the last layer is linear, the margin is bounded through
-    the difference of its rows, not as a difference of bounds.
+
+class Target(NamedTuple):
+    """Margins as sums over time: weights of what enters ``[N, K - 1, features]``, and the rest."""
+
+    weights: Tensor
+    constant: Tensor
+
+
+Head = Callable[[Interval, Tensor], Target]
+
+
+def split_head(layers: list[nn.Module]) -> tuple[Head, list[nn.Module]]:
+    """What makes margins ``logit[y] - logit[j]`` of the layers before, and these.
+
+    Spikes are counted over time, which is exact. Where the last layer is linear, its margin is
+    bounded through the difference of its rows, not as a difference of bounds.
     """
-    timesteps = box.lower.shape[0]
     last = layers[-1]
+    if runs_as(last, LIF) and not last.is_relu:
+
+        def of_spikes(box: Interval, y: Tensor) -> Target:
+            classes = box.lower.shape[2]
+            others = other_classes(y, classes)
+            one = torch.eye(classes, dtype=box.lower.dtype, device=y.device)
+            weights = one[y][:, None] - one[others]
+            return Target(weights, torch.zeros_like(weights[..., 0]))
+
+        return of_spikes, layers
     if runs_as(last, TimeDistributed) and (
         runs_as(last.module, nn.Linear) or runs_as(last.module, packed.Linear)
     ):
-        for layer in layers[:-1]:
-            box = propagate(layer, box)
-        counts = Interval(box.lower.sum(0), box.upper.sum(0))
-        weight, bias = last.module.weight, last.module.bias
-        others = _others(y, len(weight))
-        difference = weight[y][:, None] - weight[others]  # [N, K - 1, features]
-        constant = torch.zeros_like(difference[..., 0])
-        size = constant
-        if bias is not None:
-            constant = timesteps * (bias[y][:, None] - bias[others])
-            size = timesteps * (bias[y][:, None].abs() + bias[others].abs())
-        lower = torch.einsum("nkf,nf->nk", difference.clamp(min=0), counts.lower)
-        lower = lower + torch.einsum("nkf,nf->nk", difference.clamp(max=0), counts.upper)
-        reach = torch.maximum(box.lower.abs(), box.upper.abs()).sum(0)
-        absolute = weight[y][:, None].abs() + weight[others].abs()
-        size = size + torch.einsum("nkf,nf->nk", absolute, reach)
-        slack = rounding(last.module.in_features + timesteps + 2, lower.dtype) * size
-        total = lower + constant - slack
-    elif runs_as(last, LIF) and not last.is_relu:
-        for layer in layers:
-            box = propagate(layer, box)
-        counts = Interval(box.lower.sum(0), box.upper.sum(0))
-        others = _others(y, counts.lower.shape[1])
-        total = counts.lower.gather(1, y[:, None]) - counts.upper.gather(1, others)
-    else:
-        raise TypeError(
-            f"model has {type(last).__name__} as its last layer, expected a LIF or "
-            "TimeDistributed(nn.Linear)"
-        )
+        module = last.module
+
+        def of_currents(box: Interval, y: Tensor) -> Target:
+            timesteps = box.lower.shape[0]
+            weight, bias = module.weight, module.bias
+            others = other_classes(y, len(weight))
+            difference = weight[y][:, None] - weight[others]
+            constant = size = torch.zeros_like(difference[..., 0])
+            if bias is not None:
+                constant = timesteps * (bias[y][:, None] - bias[others])
+                size = timesteps * (bias[y][:, None].abs() + bias[others].abs())
+            reach = torch.maximum(box.lower.abs(), box.upper.abs()).sum(0)
+            absolute = weight[y][:, None].abs() + weight[others].abs()
+            size = size + torch.einsum("nkf,nf->nk", absolute, reach)
+            slack = rounding(module.in_features + timesteps + 2, box.lower.dtype) * size
+            return Target(difference, constant - slack)
+
+        return of_currents, layers[:-1]
+    raise TypeError(
+        f"model has {type(last).__name__} as its last layer, expected a LIF or "
+        "TimeDistributed(nn.Linear)"
+    )
+
+
+def counts_spikes(layers: list[nn.Module]) -> bool:
+    """Whether margins are differences of numbers of spikes."""
+    return runs_as(layers[-1], LIF)
+
+
+def divisor(readout: nn.Module, timesteps: int) -> int:
+    """By what a readout divides the sum over time."""
     if runs_as(readout, SumReadout):
-        return total
+        return 1
     if runs_as(readout, MeanReadout):
-        return total / timesteps
+        return timesteps
     raise TypeError(f"model ends in a {type(readout).__name__}, expected MeanReadout or SumReadout")
+
+
+def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tensor) -> Tensor:
+    """Lower bounds of the margins ``logit[y] - logit[j]``, ``[N, K - 1]``, j ascending without y.
+
+    ``box`` bounds the input of ``layers``, the last of a network before its readout.
+    """
+    timesteps = box.lower.shape[0]
+    head, before = split_head(layers)
+    for layer in before:
+        box = propagate(layer, box)
+    target = head(box, y)
+    counts = box.map(lambda t: t.sum(0))
+    lower = torch.einsum("nkf,nf->nk", target.weights.clamp(min=0), counts.lower)
+    lower = lower + torch.einsum("nkf,nf->nk", target.weights.clamp(max=0), counts.upper)
+    return (lower + target.constant) / divisor(readout, timesteps)

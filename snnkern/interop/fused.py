@@ -83,10 +83,11 @@ class Fused(GradientMode):
                 "surrogate or 'rate': the time axis of an accelerated model cannot be dropped"
             )
         assert isinstance(surrogate, Surrogate)  # what why_not is for
-        surrogate = self.active_surrogate(surrogate)
-        if isinstance(surrogate, Rate) and len(x) == 1:
+        chosen = self.active_surrogate(surrogate)
+        if self.through_rate and len(x) == 1:
+            g = "'rate'" if isinstance(chosen, Rate) else chosen
             raise ValueError(
-                f"g is 'rate' and {self.library_class.__name__} runs single steps, expected a "
+                f"g is {g} and {self.library_class.__name__} runs single steps, expected a "
                 "surrogate, or a module that sees all its steps at once"
             )
         shape = x.shape[1:]
@@ -95,7 +96,7 @@ class Fused(GradientMode):
             states = tuple(state.reshape(1) for state in states)
         starts = dict(zip(("v_init", "current_init"), states, strict=False))
         lif: Any = functional.lif
-        spikes, *ends = lif(x, surrogate=surrogate, return_state=True, **starts, **options)
+        spikes, *ends = lif(x, surrogate=chosen, return_state=True, **starts, **options)
         if flat:
             return spikes.reshape(len(x), *shape), *(state.reshape(shape) for state in ends)
         return spikes, *ends
