@@ -3,8 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal
 from zlib import crc32
 
 import pytest
@@ -17,7 +16,18 @@ import snnkern
 from python_tests.helpers import assert_same_bits
 from python_tests.networks import assert_unchanged, linear_net, snapshot, tiny_net
 from snnkern._intervals import wilson
-from snnkern.attacks import FGSM, PGD, Attack, Check, ContradictionError, Evaluation, evaluate
+from snnkern.attacks import (
+    DEFAULT_ENSEMBLE,
+    FGSM,
+    PGD,
+    SAPGD,
+    Attack,
+    Check,
+    ContradictionError,
+    Ensemble,
+    Evaluation,
+    evaluate,
+)
 from snnkern.attacks.attack import Victim
 from snnkern.attacks.sandwich import check_sandwich
 from snnkern.certify import Certificate, verify
@@ -25,6 +35,7 @@ from snnkern.measures import cost
 from snnkern.nn import LIF, RateCoding
 from snnkern.surrogate import Triangle
 
+METHODS: tuple[Literal["ibp", "exact"], ...] = ("ibp", "exact")
 ATTACKS: dict[str, Attack] = {"fgsm": FGSM(0.1), "pgd": PGD(0.3, steps=3)}
 
 
@@ -227,14 +238,22 @@ def test_what_is_certified_and_broken_stops() -> None:
 def test_a_bound_above_the_exact_value_stops() -> None:
     proved = Certificate(torch.tensor([True, False]), torch.ones(2), 0.2, "ibp", 3)
     refuted = replace(proved, eps=0.1, method="exact", certified=torch.zeros(2).bool())
-    exact = SimpleNamespace(**(vars(refuted) | {"broken": torch.tensor([True, False])}))
+    exact = replace(refuted, broken=torch.tensor([True, False]))
     correct, distances = {"clean": torch.ones(2).bool()}, {"clean": torch.zeros(2)}
     check_sandwich([proved], correct, distances)
     message = "ibp certifies within 0.2 what exact breaks within 0.1: 1 sample.*, 0;"
     with pytest.raises(ContradictionError, match=message):
-        check_sandwich([proved, cast(Certificate, exact)], correct, distances)
-    exact.eps = 0.3
-    check_sandwich([proved, cast(Certificate, exact)], correct, distances)
+        check_sandwich([proved, exact], correct, distances)
+    check_sandwich([proved, replace(exact, eps=0.3)], correct, distances)
+
+
+def test_the_sandwich_of_a_small_network() -> None:
+    x, y = samples()
+    attacks: dict[str, Attack] = {"strong": Ensemble(SAPGD(0.1, steps=20), DEFAULT_ENSEMBLE)}
+    certificates = [verify(tiny_net(), x, y, 0.1, method) for method in METHODS]
+    result = evaluate(tiny_net(), batches(), attacks, certificates=certificates, progress=False)
+    lower, exact = (mask.sum() for mask in result.certified().values())
+    assert lower < exact <= result.worst_case().sum() < result.correct().sum()
 
 
 def test_certificates_of_something_else_are_refused() -> None:

@@ -60,9 +60,9 @@ def check_sandwich(
             within = distances[attack] <= c.eps
             _refuse(proved & within & ~right, c, f"{attack} breaks")
         for other in certificates:
-            broken: Tensor | None = getattr(other, "broken", None)
-            if broken is not None and other.eps <= c.eps:
-                _refuse(proved & broken.cpu(), c, f"{other.method} breaks within {other.eps:g}")
+            if other.broken is not None and other.eps <= c.eps:
+                by = f"{other.method} breaks within {other.eps:g}"
+                _refuse(proved & other.broken.cpu(), c, by)
 
 
 def _refuse(samples: Tensor, certificate: Certificate, by: str) -> None:
