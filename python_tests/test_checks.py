@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from python_tests.networks import assert_unchanged, linear_net, snapshot, tiny_net
+from python_tests.networks import assert_unchanged, fc_layers, linear_net, snapshot, tiny_net
 from snnkern.attacks import (
     APGD,
     DEFAULT_ENSEMBLE,
@@ -22,7 +22,8 @@ from snnkern.attacks import (
     Square,
     check,
 )
-from snnkern.nn import RateCoding
+from snnkern.models import Normalize, SpikingNetwork
+from snnkern.nn import LIF, MeanReadout, RateCoding
 from snnkern.surrogate import Rectangle, Triangle
 
 EVERY = (
@@ -110,6 +111,17 @@ def test_layers_and_members_are_told_apart() -> None:
     checks = checked(net, Ensemble(PGD(0.1, steps=3), (blind, Triangle(2.0))))
     assert checks["no gradient at all"].passed
     assert checks["no gradient at all"].note == f"{blind} 100.0%, {Triangle(2.0)} 0.0%"
+
+
+def test_a_dead_layer_is_seen_below_it() -> None:
+    layers = fc_layers((4, 8, 8, 3), leak=0.5, threshold=0.5, surrogate=Triangle(2.0))
+    net = SpikingNetwork(3, Normalize([0.5], [0.5]), layers, MeanReadout())
+    dead = layers[4]
+    assert isinstance(dead, LIF)
+    dead.surrogate = Rectangle(1e-6)
+    found = checked(net, PGD(0.1, steps=2))["a layer without gradient"]
+    assert found.figure == 1
+    assert found.note == "layers.4 0.0%, layers.2 100.0%"
 
 
 def linear() -> nn.Module:

@@ -26,6 +26,7 @@ from snnkern.attacks import (
     ContradictionError,
     Ensemble,
     Evaluation,
+    Stateless,
     evaluate,
 )
 from snnkern.attacks.attack import Victim
@@ -203,6 +204,17 @@ def test_energy_is_that_of_the_images_that_are_judged() -> None:
     for name, images in (("clean", x), ("fgsm", adversarial)):
         assert result.energy[name] == pytest.approx(cost(net, images).energy())
     assert result.energy["clean"] != result.energy["fgsm"]
+
+
+def test_what_is_not_seen_is_not_told() -> None:
+    """The neurons of another library."""
+    result = evaluate(Stateless(tiny_net(), lambda net: None), batches(), ATTACKS, progress=False)
+    assert result.spikes_per_image == result.energy == {}
+    assert result.model["architecture"] == "SpikingNetwork"
+    told = json.loads(result.to_json())
+    assert told["energy_pj"] is told["attacks"]["pgd"]["spikes_per_image"] is None
+    rows = [line.split("|") for line in result.to_markdown().splitlines()[2:5]]
+    assert {cell.strip() for row in rows for cell in row[3:5]} == {"\N{EN DASH}"}
 
 
 class Flipped(Attack):

@@ -42,7 +42,7 @@ class Evaluation:
         predictions: by attack, ``"clean"`` first: the classes that the model gave, ``[N]``; a tie
             counts against the label.
         spikes_per_image: by attack: mean number of spikes of one inference, all neurons and steps.
-            Empty for neurons of another library, which are not seen.
+            Empty for a ``Stateless`` model: neurons of another library are not seen.
         seconds: by attack: time of crafting and classifying, of all processes together.
         attacks: by attack: its configuration in words.
         seed: of the random choices.
