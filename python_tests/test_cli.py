@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import snnkern
 from snnkern.cli import main
+from snnkern.data import digits
 from snnkern.report import Study
 from snnkern.training import EpochRecord, load_checkpoint
 from snnkern.training.recipe import Recipe
+from snnkern.training.start import load_run
 
-COMMANDS = ("demo", "train", "convert", "info")
+COMMANDS = ("demo", "train", "convert", "attack", "info")
 
 
 def leave(*arguments: str) -> int:
@@ -51,17 +54,20 @@ def test_the_examples_of_the_help_are_accepted(
     monkeypatch.setattr("snnkern.demo.demo", lambda *options: called.append(options))
     monkeypatch.setattr("snnkern.cli._train", called.append)
     monkeypatch.setattr("snnkern.cli._convert", called.append)
+    monkeypatch.setattr("snnkern.cli._attack", called.append)
     for command in COMMANDS:
         leave(command, "--help")
         example = re.search(r"example: snnkern (.*)", capsys.readouterr().out)
         assert example is not None
         assert main(example[1].split()) == 0
-    demo, train, convert = called
+    demo, train, convert, attack = called
     assert demo == (Path("runs/demo"), 0, 40, True)
     assert isinstance(train, argparse.Namespace)
     assert (train.recipe, train.folder) == ("digits_rat", Path("runs/digits_rat"))
     assert isinstance(convert, argparse.Namespace)
     assert (convert.run, convert.timesteps) == (Path("runs/digits_ann"), 8)
+    assert isinstance(attack, argparse.Namespace)
+    assert (attack.run, attack.eps) == (Path("runs/digits_rat"), 0.1)
 
 
 def test_options_reach_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -192,6 +198,72 @@ def test_options_reach_the_training(
         f"Digits, HIRE: test accuracy 62.5% after 2 epochs, best 75.0% after 1; run in {folder}"
         for folder in ("runs/digits_hire", "a")
     ]
+
+
+def test_options_reach_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[Path, dict[str, object]]] = []
+
+    def attack_run(run: Path, **options: object) -> SimpleNamespace:
+        called.append((run, options))
+        return SimpleNamespace(to_text=lambda: "")
+
+    monkeypatch.setattr("snnkern.training.attack.attack_run", attack_run)
+    assert main(["attack", "run"]) == 0
+    line = "attack run --eps 8/255 --attacks fgsm square --data digits --images 5 --batch-size 3"
+    assert main([*line.split(), "--no-checks", "--seed", "2", "--device", "cpu", "--quiet"]) == 0
+    plain: dict[str, object] = dict.fromkeys(("eps", "data", "images", "device"))
+    given: dict[str, object] = {
+        "eps": 8 / 255,
+        "attacks": ["fgsm", "square"],
+        "data": Path("digits"),
+        "images": 5,
+        "batch_size": 3,
+        "checks": False,
+        "seed": 2,
+        "device": "cpu",
+        "progress": False,
+    }
+    assert called == [
+        (Path("run"), plain | {"checks": True, "seed": 0, "progress": True}),
+        (Path("run"), given),
+    ]
+    for wrong in ("much", "1/0"):
+        assert leave("attack", "run", "--eps", wrong) == 2
+
+
+def test_attack_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run, quiet = str(tmp_path / "run"), ["--device", "cpu", "--quiet"]
+    assert main(["train", "digits_rat", "--epochs", "2", "--folder", run, *quiet]) == 0
+    capfd.readouterr()
+    options = ["--images", "40", "--attacks", "pgd20", "fgsm", "--batch-size", "25"]
+    assert main(["attack", run, *options, *quiet]) == 0
+    told = capfd.readouterr()
+    assert told.err == ""
+    for words in ("pgd20", "worst case", "40 samples", "one step beats many by"):
+        assert words in told.out
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (found["name"], found["dataset"], found["samples"]) == ("Digits, RAT", "digits", 40)
+    assert list(found["attacks"]) == ["clean", "fgsm", "pgd20"]
+    assert found["eps"] == "0.1"  # of the recipe
+    assert len(found["checks"]) > 10
+    test = digits().test[:40]
+    model = load_run(tmp_path / "run")[1]
+    right = model(test[0]).argmax(1) == test[1]
+    assert found["attacks"]["clean"]["accuracy"] == pytest.approx(right.double().mean().item())
+    assert found["worst_case_accuracy"] < found["attacks"]["clean"]["accuracy"]
+    text = (tmp_path / "run" / "evaluation.md").read_text()
+    assert text.startswith("# Digits, RAT\n\n| attack |")
+    assert "| worst case |" in text
+    assert "| one step beats many by |" in text
+    for arguments, message in (
+        (["--attacks", "fgms"], "attacks has 'fgms', expected some of fgsm, pgd20, .*strongest"),
+        (["--eps", "-1"], "eps is -1.0, expected a finite number of at least 0"),
+        (["--images", "0"], "images is 0, expected an int of at least 1"),
+    ):
+        assert main(["attack", run, *arguments, *quiet]) == 1
+        assert_one_line(capfd.readouterr().err, message)
+    assert main(["attack", str(tmp_path), *quiet]) == 1
+    assert_one_line(capfd.readouterr().err, f"run is {tmp_path}, expected the folder of a run")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
+from snnkern._intervals import wilson
 from snnkern.report import (
     Curve,
     Epoch,
@@ -38,7 +39,6 @@ from snnkern.report.figures import (
     training,
 )
 from snnkern.report.page import summary
-from snnkern.report.study import wilson
 from snnkern.report.table import eps_text, interval, percent
 
 DIGITS = {
@@ -622,7 +622,7 @@ def sample_with(**changes: Any) -> Sample:
             ValueError,
             r"rasters\['a'\] must have one shape .* \[2, 3\] and \[2, 4\]",
         ),
-        (lambda: wilson(0.5, 0), ValueError, "count must be at least 1"),
+        (lambda: wilson(0.5, 0), ValueError, "count is 0, expected an int of at least 1"),
     ],
 )
 def test_bad_values_are_refused_by_name(

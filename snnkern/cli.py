@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 
@@ -98,6 +99,50 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--device", help="where to convert; a GPU where there is one")
     convert.add_argument("--quiet", action="store_true", help="no progress bars")
 
+    attack = commands.add_parser(
+        "attack",
+        help="attack the network of a run",
+        description="Attacks the network of a run, tells what it gets right and whether the "
+        "attacks can be trusted, and writes evaluation.json and evaluation.md into the run. Under "
+        "torchrun on several processes.",
+        epilog="example: snnkern attack runs/digits_rat --eps 0.1",
+    )
+    attack.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="its folder, for the last checkpoint, or one of its checkpoints",
+    )
+    attack.add_argument(
+        "--eps",
+        type=_number,
+        help="size of the perturbations, in l_inf, such as 0.1 or 8/255; that of the run's "
+        "training unless given, or 8/255 where it has none",
+    )
+    attack.add_argument(
+        "--attacks",
+        nargs="+",
+        metavar="NAME",
+        help="fgsm; pgd20; apgd100; ensemble19: PGD-20 through the 19 surrogates of Ozdenizci & "
+        "Legenstein; strongest: SA-PGD-100 through those chosen by measurement; square. Unless "
+        "given: fgsm, pgd20 and strongest",
+        default=argparse.SUPPRESS,
+    )
+    _add_data(attack)
+    attack.add_argument("--images", type=int, help="how many test images; all unless given")
+    attack.add_argument(
+        "--batch-size",
+        type=int,
+        help="of these, 100 unless given",
+        default=argparse.SUPPRESS,
+    )
+    attack.add_argument(
+        "--no-checks", dest="checks", action="store_false", help="do not check the attacks"
+    )
+    attack.add_argument("--seed", type=int, default=0, help="of the attacks' random choices")
+    attack.add_argument("--device", help="where to run; a GPU where there is one")
+    attack.add_argument("--quiet", action="store_true", help="no progress bars")
+
     commands.add_parser(
         "info",
         help="say what is installed and which backends run",
@@ -175,6 +220,26 @@ def _convert(options: argparse.Namespace) -> None:
     )
 
 
+def _number(text: str) -> float:
+    """A decimal or a fraction."""
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError as error:
+        raise ValueError(text) from error
+
+
+def _attack(options: argparse.Namespace) -> None:
+    from snnkern import keep_pages
+    from snnkern.training.attack import attack_run
+
+    keep_pages()
+    names = ("eps", "attacks", "data", "images", "batch_size", "checks", "seed", "device")
+    given = {name: value for name, value in vars(options).items() if name in names}
+    result = attack_run(options.run, **given, progress=not options.quiet)
+    if os.environ.get("RANK", "0") == "0":
+        print(result.to_text())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status."""
     options = _parser().parse_args(arguments)
@@ -189,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _train(options)
         elif options.command == "convert":
             _convert(options)
+        elif options.command == "attack":
+            _attack(options)
         else:
             from snnkern import info
 

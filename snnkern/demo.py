@@ -139,11 +139,18 @@ def measure(
     sizes = CURVE_EPS[1:]
     attacks: dict[str, Attack] = {f"FGSM {eps}": FGSM(eps) for eps in sizes}
     attacks |= {f"PGD-20 {eps}": PGD(eps, steps=20) for eps in sizes}
-    result = evaluate(model, loader(test, 360), attacks, seed=seed, progress=progress)
+    bar = tqdm(sizes, desc="certify", unit="eps", disable=not progress, delay=1)
+    certificates = [verify(model, images, labels, eps) for eps in bar]
+    result = evaluate(
+        model,
+        loader(test, 360),
+        attacks,
+        certificates=certificates,
+        seed=seed,
+        progress=progress,
+    )
     clean = result.accuracy()
-    certified = {0.0: clean}
-    for eps in tqdm(sizes, desc="certify", unit="eps", disable=not progress, delay=1):
-        certified[eps] = verify(model, images, labels, eps).certified.float().mean().item()
+    certified = {0.0: clean} | {c.eps: c.certified.float().mean().item() for c in certificates}
     curves = [
         Curve(
             attack,

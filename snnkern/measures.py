@@ -181,25 +181,10 @@ class Cost:
 
 
 @contextmanager
-def _hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def counting(model: nn.Module, images: int) -> Iterator[dict[str, LayerCost]]:
+    """Within the block one pass of ``model`` over so many images is counted, layer by layer.
 
-
-def cost(model: nn.Module, x: Tensor) -> Cost:
-    """Counts the operations of an inference on images ``x`` ``[N, ...]`` (Kundu et al. 2021, 5.4).
-
-    What comes before the first spikes (the first layer behind direct coding) works with multiply-
-    accumulates, once per time step in which it is evaluated: a layer that sees a constant input
-    runs once. Every layer behind spikes accumulates, once for every spike that reaches it; average
-    pooling in between hands on as much activity as it takes. Norms and sums of branches are not
-    counted. As a ReLU network (``timesteps=0``) all layers multiply. What counts is the order of
-    the layers: one that sees the image itself after the first spikes is taken to accumulate.
-
-    The model runs in evaluation mode and is left as it was.
+    Gives what the pass fills; see ``cost``.
     """
     spiking = False
     found: dict[str, LayerCost] = {}
@@ -217,7 +202,7 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
             if isinstance(module, nn.Linear):
                 rows = inputs[0].numel() // module.in_features
             # Every number of the output is a sum over one row of weights.
-            evaluations = rows / len(x)
+            evaluations = rows / images
             dense = output.numel() / rows * weight[0].numel()
             activity = inputs[0].abs().mean(dtype=torch.float64).item() * evaluations
             before = found.get(name, LayerCost(dense, 0.0, 0.0))
@@ -235,6 +220,25 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
             handles.append(module.register_forward_hook(spikes_from_here))
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
             handles.append(module.register_forward_hook(count_for(name)))  # type: ignore[arg-type]
-    with _hooks(handles), torch.no_grad(), evaluation_mode(model):
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def cost(model: nn.Module, x: Tensor) -> Cost:
+    """Counts the operations of an inference on images ``x`` ``[N, ...]`` (Kundu et al. 2021, 5.4).
+
+    What comes before the first spikes (the first layer behind direct coding) works with multiply-
+    accumulates, once per time step in which it is evaluated: a layer that sees a constant input
+    runs once. Every layer behind spikes accumulates, once for every spike that reaches it; average
+    pooling in between hands on as much activity as it takes. Norms and sums of branches are not
+    counted. As a ReLU network (``timesteps=0``) all layers multiply. What counts is the order of
+    the layers: one that sees the image itself after the first spikes is taken to accumulate.
+
+    The model runs in evaluation mode and is left as it was.
+    """
+    with counting(model, len(x)) as found, torch.no_grad(), evaluation_mode(model):
         model(x)
     return Cost(found)

@@ -2,11 +2,13 @@
 
 from snnkern.attacks.apgd import APGD
 from snnkern.attacks.attack import Attack
+from snnkern.attacks.checks import Check, check
 from snnkern.attacks.ensemble import DEFAULT_ENSEMBLE, SURROGATE_ENSEMBLE, Ensemble
 from snnkern.attacks.evaluate import Evaluation, evaluate
 from snnkern.attacks.fgsm import FGSM, RFGSM
 from snnkern.attacks.noise import GaussianNoise
 from snnkern.attacks.pgd import BIM, PGD
+from snnkern.attacks.sandwich import ContradictionError
 from snnkern.attacks.sapgd import SAPGD
 from snnkern.attacks.spike_flip import SpikeFlip
 from snnkern.attacks.square import Square
@@ -23,6 +25,8 @@ __all__ = [
     "SAPGD",
     "SURROGATE_ENSEMBLE",
     "Attack",
+    "Check",
+    "ContradictionError",
     "Ensemble",
     "Evaluation",
     "GaussianNoise",
@@ -30,5 +34,6 @@ __all__ = [
     "Square",
     "Stateless",
     "Transfer",
+    "check",
     "evaluate",
 ]

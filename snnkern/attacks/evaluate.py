@@ -5,33 +5,54 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
 from snnkern._checks import check_images
+from snnkern._intervals import wilson
 from snnkern.attacks.attack import Attack
 from snnkern.attacks.chance import follow
 from snnkern.attacks.losses import decide
-from snnkern.attacks.stateless import stateless
-from snnkern.nn import check_stateless, evaluation_mode, watch_spikes
+from snnkern.attacks.sandwich import check_certificates, check_sandwich
+from snnkern.attacks.stateless import Stateless, stateless
+from snnkern.certify import Certificate
+from snnkern.measures import Cost, counting
+from snnkern.nn import LIF, RateCoding, check_stateless, evaluation_mode, watch_spikes
+
+if TYPE_CHECKING:
+    from snnkern.attacks.checks import Check
+    from snnkern.report.table import Table
+
+CLEAN = "clean"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per-sample results.
+    """Per-sample results, in the order of the samples.
 
     Attributes:
         labels: ``[N]``.
         predictions: by attack, ``"clean"`` first: the classes that the model gave, ``[N]``; a tie
             counts against the label.
         spikes_per_image: by attack: mean number of spikes of one inference, all neurons and steps.
-        seconds: by attack: wall time of crafting and classifying.
+            Empty for a ``Stateless`` model: neurons of another library are not seen.
+        seconds: by attack: time of crafting and classifying, of all processes together.
         attacks: by attack: its configuration in words.
         seed: of the random choices.
+        energy: by attack: mean picojoules of the arithmetic of one inference, see
+            ``snnkern.measures.cost``. Empty like ``spikes_per_image``.
+        distances: by attack: largest difference of a pixel from the clean image, ``[N]``.
+        eps: by attack: the size that it was allowed, in its own norm.
+        certificates: which samples are certified, and within which radius.
+        checks: whether the attacks can be trusted; see ``snnkern.attacks.check``.
+        model: the network in words: its class, T, neurons, reset, coding and surrogates.
     """
 
     labels: Tensor
@@ -40,52 +61,181 @@ class Evaluation:
     seconds: dict[str, float]
     attacks: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    energy: dict[str, float] = field(default_factory=dict)
+    distances: dict[str, Tensor] = field(default_factory=dict)
+    eps: dict[str, float] = field(default_factory=dict)
+    certificates: tuple[Certificate, ...] = ()
+    checks: tuple[Check, ...] = ()
+    model: dict[str, str] = field(default_factory=dict)
 
-    def correct(self, attack: str = "clean") -> Tensor:
+    def correct(self, attack: str = CLEAN) -> Tensor:
         """Which samples are classified right, ``[N]`` bool. Under attack: clean and attacked."""
-        clean = self.predictions["clean"] == self.labels
+        clean = self.predictions[CLEAN] == self.labels
         return clean & (self.predictions[attack] == self.labels)
 
-    def accuracy(self, attack: str = "clean") -> float:
+    def success(self, attack: str) -> Tensor:
+        """Which samples the attack breaks: right when clean and wrong under it, ``[N]`` bool."""
+        return self.correct() & ~self.correct(attack)
+
+    def accuracy(self, attack: str = CLEAN) -> float:
         """Share of samples that are classified right."""
-        return self.correct(attack).float().mean().item()
+        return _share(self.correct(attack))
+
+    def interval(self, attack: str = CLEAN) -> tuple[float, float]:
+        """The 95 % Wilson interval of the accuracy."""
+        return wilson(self.accuracy(attack), len(self.labels))
 
     def worst_case(self) -> Tensor:
         """Which samples no attack breaks, ``[N]`` bool."""
         return torch.stack([self.correct(attack) for attack in self.predictions]).all(0)
 
-    def to_json(self) -> str:
-        """All of it, as JSON."""
+    def worst_case_accuracy(self) -> float:
+        """Share of samples that no attack breaks: an upper bound of the robust accuracy."""
+        return _share(self.worst_case())
+
+    def certified(self) -> dict[str, Tensor]:
+        """By certificate: which samples are certified and right, ``[N]`` bool."""
+        return {
+            f"{c.method} certified within {c.eps:g}": c.certified.cpu() & self.correct()
+            for c in self.certificates
+        }
+
+    @property
+    def reliable(self) -> bool | None:
+        """Whether all checks passed; None where none were made."""
+        return all(check.passed for check in self.checks) if self.checks else None
+
+    def to_json(self, **about: str) -> str:
+        """All of it, as JSON.
+
+        What RobustBench says of a model stands under its keys, accuracies in percent. Its
+        ``autoattack_acc`` is left out: these are other attacks, whose worst case is ``external``.
+
+        Args:
+            about: more of RobustBench's keys: ``name``, ``authors``, ``link``, ``dataset``,
+                ``venue``, ``reported``, ``footnote``, ``additional_data``.
+        """
+        from snnkern.report.table import eps_text
+
+        sizes = set(self.eps.values())
+        count, low_high = len(self.labels), wilson(self.worst_case_accuracy(), len(self.labels))
+        certified = {name: _share(mask) for name, mask in self.certified().items()}
         return json.dumps(
             {
-                "samples": len(self.labels),
+                **about,
+                **self.model,
+                "number_forward_passes": "1",
+                "eps": eps_text(sizes.pop()) if len(sizes) == 1 else None,
+                "clean_acc": f"{100 * self.accuracy():.2f}",
+                "external": f"{100 * self.worst_case_accuracy():.2f}",
+                "unreliable": None if self.reliable is None else not self.reliable,
+                "attack_members": self.attacks,
+                "spikes_per_inference": self.spikes_per_image.get(CLEAN),
+                "energy_pj": self.energy.get(CLEAN),
+                "certified_acc": certified,
+                "masking_flags": [check.name for check in self.checks if not check.passed],
+                "samples": count,
                 "seed": self.seed,
-                "worst_case_accuracy": self.worst_case().float().mean().item(),
+                "worst_case_accuracy": self.worst_case_accuracy(),
+                "worst_case_interval": low_high,
                 "attacks": {
                     name: {
                         "accuracy": self.accuracy(name),
+                        "interval": self.interval(name),
+                        "eps": self.eps.get(name, 0.0),
                         "configuration": self.attacks.get(name, "none"),
-                        "spikes_per_image": self.spikes_per_image[name],
+                        "spikes_per_image": self.spikes_per_image.get(name),
+                        "energy_pj": self.energy.get(name),
                         "seconds": self.seconds[name],
                         "predictions": self.predictions[name].tolist(),
                     }
                     for name in self.predictions
                 },
+                "certificates": [
+                    {
+                        "method": c.method,
+                        "eps": c.eps,
+                        "timesteps": c.timesteps,
+                        "certified": c.certified.tolist(),
+                    }
+                    for c in self.certificates
+                ],
+                "checks": [check.to_dict() for check in self.checks],
                 "labels": self.labels.tolist(),
             },
             indent=1,
+            allow_nan=False,
         )
 
+    def table(self) -> Table:
+        """One row per attack, then the worst case and what is certified."""
+        from snnkern.report.table import MISSING, Cell, Table, interval, percent
+
+        count = len(self.labels)
+
+        def row(name: str, right: Tensor, of: str | None = None) -> tuple[Cell, ...]:
+            cells = [Cell(name), Cell(percent(_share(right)), interval(_share(right), count))]
+            for values, form in (
+                (self.spikes_per_image, "{:,.0f}"),
+                ({key: value / 1000 for key, value in self.energy.items()}, "{:,.3g}"),
+                (self.seconds, "{:.1f}"),
+            ):
+                cells.append(Cell(form.format(values[of]) if of in values else MISSING))
+            return tuple(cells)
+
+        rows = [row(name, self.correct(name), name) for name in self.predictions]
+        rows.append(row("worst case", self.worst_case()))
+        rows += [row(name, mask) for name, mask in self.certified().items()]
+        head = ("attack", "accuracy, %", "spikes per image", "nJ per image", "seconds")
+        return Table(
+            f"{count:,} samples, seed {self.seed}; beside each accuracy its 95 % Wilson interval; "
+            "energy of the arithmetic alone, 45 nm",
+            tuple(map(Cell, head)),
+            tuple(rows),
+        )
+
+    def check_table(self) -> Table:
+        """One row per check."""
+        from snnkern.report.table import Cell, Table
+
+        def row(check: Check) -> tuple[Cell, ...]:
+            figures = (f"{check.figure:.3g}", f"{check.bound} {check.threshold:.3g}")
+            return tuple(map(Cell, (check.name, *figures, "pass" if check.passed else "FAIL")))
+
+        verdict = "all pass" if self.reliable else "not all pass: the accuracies may flatter"
+        head = ("check", "figure", "expected", "verdict")
+        rows = tuple(map(row, self.checks))
+        return Table(f"Checks of the attacks: {verdict}", tuple(map(Cell, head)), rows)
+
+    def tables(self) -> list[Table]:
+        """The table of accuracies, and that of the checks where there are any."""
+        return [self.table(), *([self.check_table()] if self.checks else [])]
+
     def to_markdown(self) -> str:
-        """A table, one row per attack."""
-        rows = ["| attack | accuracy | spikes per image | seconds |", "|---|---|---|---|"]
-        rows += [
-            f"| {name} | {self.accuracy(name):.1%} | {self.spikes_per_image[name]:,.0f} | "
-            f"{self.seconds[name]:.1f} |"
-            for name in self.predictions
-        ]
-        rows.append(f"| worst case | {self.worst_case().float().mean().item():.1%} | | |")
-        return "\n".join(rows)
+        """The tables in Markdown."""
+        return "\n\n".join(table.markdown() for table in self.tables())
+
+    def to_text(self) -> str:
+        """The tables for a terminal."""
+        return "\n\n".join(table.text() for table in self.tables())
+
+
+class _Result(NamedTuple):
+    """Of one attack on one batch; spikes and energy of all its images."""
+
+    predictions: Tensor
+    distances: Tensor
+    spikes: int
+    energy: float
+    seconds: float
+
+
+class _Batch(NamedTuple):
+    """Where the samples of a batch stand among all, their labels, and what came of them."""
+
+    positions: Tensor
+    labels: Tensor
+    results: dict[str, _Result]
 
 
 def evaluate(
@@ -93,6 +243,8 @@ def evaluate(
     loader: Iterable[tuple[Tensor, Tensor]],
     attacks: Mapping[str, Attack] | None = None,
     *,
+    certificates: Certificate | Sequence[Certificate] = (),
+    checks: Sequence[Check] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
@@ -101,69 +253,187 @@ def evaluate(
     Logits that tie with the label's count as wrong: a right answer that rests on the order of the
     classes is not robust.
 
+    In a process group, which all of its processes have to call this in, they share the work, and
+    each gets all results. Where the loader has a ``torch.utils.data.DistributedSampler``, a process
+    takes what that gives it, else every so manieth batch. What an attack draws depends on the
+    number of the batch alone, so that results do not depend on the number of processes.
+
     Args:
         model: images ``[N, ...]`` in ``[0, 1]`` to logits ``[N, K]``. Runs in evaluation mode, on
             the device of its parameters, and is left as it was.
         loader: batches of images and labels.
         attacks: by name; ``"clean"`` is taken.
+        certificates: of all samples, in the order of the loader; see ``snnkern.certify.verify``.
+        checks: of these attacks, to be told with the results; see ``snnkern.attacks.check``.
         seed: of the attacks' random choices.
         progress: show a progress bar.
 
     Raises:
-        ValueError: no samples, images outside ``[0, 1]``, or an attack called ``"clean"``.
+        ValueError: no samples, images outside ``[0, 1]``, an attack called ``"clean"``, or
+            certificates of other samples, of another T or of one draw of the model's encoder.
+        snnkern.attacks.ContradictionError: an image is got wrong within its certified radius.
     """
     attacks = dict(attacks or {})
-    if "clean" in attacks:
+    if CLEAN in attacks:
         raise ValueError("attacks has one called 'clean', expected another name: that is no attack")
+    certificates = (certificates,) if isinstance(certificates, Certificate) else tuple(certificates)
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # which would wait for the others at every call
     check_stateless(model)
+    check_certificates(certificates, model)
     model = stateless(model)
-    names = ["clean", *attacks]
-    predictions: dict[str, list[Tensor]] = {name: [] for name in names}
-    spikes = dict.fromkeys(names, 0)
-    seconds = dict.fromkeys(names, 0.0)
-    labels: list[Tensor] = []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    # One for each attack, so that none depends on which others are there.
-    generators = {
-        name: torch.Generator(device).manual_seed(seed + zlib.crc32(name.encode()))
-        for name in names
-    }
-    counted = 0
-
-    def count(name: str, layer_spikes: Tensor) -> None:
-        nonlocal counted
-        counted += int(layer_spikes.count_nonzero().item())
-
-    total = len(loader) * len(names) if isinstance(loader, Sized) else None
-    with tqdm(total=total, desc="evaluate", unit="batch", disable=not progress, delay=1) as bar:
-        for x, y in loader:
+    grouped = distributed.is_available() and distributed.is_initialized()
+    rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
+    batches: list[_Batch] = []
+    total = _own_batches(loader, rank, ranks)
+    with tqdm(
+        total=total and total * (1 + len(attacks)),
+        desc="evaluate",
+        unit="batch",
+        disable=not progress or rank > 0,
+        delay=1,
+    ) as bar:
+        for number, positions, x, y in _shared(loader, rank, ranks):
             x, y = x.to(device), y.to(device)  # noqa: PLW2901  the batch, where the model is
             check_images(x, y)
-            labels.append(y.cpu())
-            for name in names:
+            results = {}
+            for name, attack in {CLEAN: None, **attacks}.items():
                 bar.set_postfix_str(name)
-                start = time.perf_counter()
-                images = x if name == "clean" else attacks[name](model, x, y, generators[name])
-                counted = 0
-                with (
-                    torch.no_grad(),
-                    evaluation_mode(model),
-                    watch_spikes(model, count),
-                    follow(generators[name], device),
-                ):
-                    logits = model(images)
-                predictions[name].append(decide(logits, y).cpu())
-                spikes[name] += counted
-                seconds[name] += time.perf_counter() - start
+                # One for each, so that none depends on which others are there.
+                chance = zlib.crc32(f"{seed} {name} {number}".encode())
+                generator = torch.Generator(device).manual_seed(chance)
+                results[name] = _judge(model, attack, x, y, generator)
                 bar.update()
-    if not labels:
+            batches.append(_Batch(positions, y.cpu(), results))
+    if ranks > 1:
+        gathered: list[Any] = [None] * ranks
+        distributed.all_gather_object(gathered, batches)
+        batches = [batch for part in gathered for batch in part]
+    if not batches:
         raise ValueError("loader is empty, expected at least one batch")
-    every_label = torch.cat(labels)
-    return Evaluation(
-        labels=every_label,
-        predictions={name: torch.cat(parts) for name, parts in predictions.items()},
-        spikes_per_image={name: spikes[name] / len(every_label) for name in names},
-        seconds=seconds,
+    result = _merged(batches, _samples(loader))
+    seen = not any(isinstance(module, Stateless) for module in model.modules())
+    evaluation = Evaluation(
+        **result if seen else result | {"spikes_per_image": {}, "energy": {}},
         attacks={name: str(attack) for name, attack in attacks.items()},
         seed=seed,
+        eps={name: attack.eps for name, attack in attacks.items()},
+        certificates=certificates,
+        checks=tuple(checks),
+        model=_in_words(model),
     )
+    correct = {name: evaluation.correct(name) for name in evaluation.predictions}
+    check_sandwich(certificates, correct, evaluation.distances)
+    return evaluation
+
+
+def _judge(
+    model: nn.Module, attack: Attack | None, x: Tensor, y: Tensor, generator: torch.Generator
+) -> _Result:
+    """What the model makes of a batch under an attack."""
+    start = time.perf_counter()
+    images = x if attack is None else attack(model, x, y, generator)
+    counted = 0
+
+    def count(name: str, spikes: Tensor) -> None:
+        nonlocal counted
+        counted += int(spikes.count_nonzero().item())
+
+    with (
+        torch.no_grad(),
+        evaluation_mode(model),
+        watch_spikes(model, count),
+        counting(model, len(x)) as layers,
+        follow(generator, x.device),
+    ):
+        predictions = decide(model(images), y).cpu()
+    distances = (images.double() - x.double()).abs().flatten(1).amax(1).cpu()
+    energy = Cost(layers).energy() * len(x)
+    return _Result(predictions, distances, counted, energy, time.perf_counter() - start)
+
+
+def _own_sampler(loader: object) -> DistributedSampler[Any] | None:
+    sampler = getattr(loader, "sampler", None)
+    return sampler if isinstance(sampler, DistributedSampler) else None
+
+
+def _own_batches(loader: object, rank: int, ranks: int) -> int | None:
+    """How many batches this process works on, where that is known."""
+    if not isinstance(loader, Sized):
+        return None
+    return len(loader) if _own_sampler(loader) else len(range(rank, len(loader), ranks))
+
+
+def _samples(loader: object) -> int | None:
+    """Without those that a sampler repeats so that every process has as many."""
+    sampler = _own_sampler(loader)
+    return len(sampler.dataset) if sampler and isinstance(sampler.dataset, Sized) else None
+
+
+def _shared(
+    loader: Iterable[tuple[Tensor, Tensor]], rank: int, ranks: int
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """The batches of this process: the number, the samples' places among all, images, labels."""
+    sampler = _own_sampler(loader)
+    start = 0
+    for number, (x, y) in enumerate(loader):
+        places = torch.arange(start, start + len(y))
+        start += len(y)
+        if sampler is not None:
+            yield number * ranks + rank, places * sampler.num_replicas + sampler.rank, x, y
+        elif number % ranks == rank:
+            yield number, places, x, y
+
+
+def _merged(batches: list[_Batch], samples: int | None) -> dict[str, Any]:
+    """What ``Evaluation`` holds of all batches, each sample once and in its place."""
+    positions = torch.cat([batch.positions for batch in batches])
+    order = positions.argsort()
+    if samples is not None:
+        order = order[positions[order] < samples]
+    by_name = {name: [batch.results[name] for batch in batches] for name in batches[0].results}
+
+    def tensors(part: str) -> dict[str, Tensor]:
+        return {
+            name: torch.cat([getattr(result, part) for result in results])[order]
+            for name, results in by_name.items()
+        }
+
+    def sums(part: str, over: int = 1) -> dict[str, float]:
+        return {
+            name: sum(getattr(result, part) for result in results) / over
+            for name, results in by_name.items()
+        }
+
+    return {
+        "labels": torch.cat([batch.labels for batch in batches])[order],
+        "predictions": tensors("predictions"),
+        "distances": tensors("distances"),
+        "spikes_per_image": sums("spikes", len(positions)),
+        "energy": sums("energy", len(positions)),
+        "seconds": sums("seconds"),
+    }
+
+
+def _in_words(model: nn.Module) -> dict[str, str]:
+    """What RobustBench and papers on spiking networks say of a model."""
+    inner = model.model if isinstance(model, Stateless) else model
+    words = {"architecture": type(inner).__name__}
+    if hasattr(inner, "timesteps"):
+        words["T"] = str(inner.timesteps)
+    neurons = [m for m in inner.modules() if isinstance(m, LIF) and not m.is_relu]
+    if neurons:
+        drawn = [str(m.coding) for m in inner.modules() if isinstance(m, RateCoding)]
+        kinds: dict[str, list[str]] = {
+            "neuron": [type(neuron).__name__ for neuron in neurons],
+            "reset": [neuron.reset for neuron in neurons],
+            "surrogate_train": [str(neuron.surrogate) for neuron in neurons],
+            "coding": drawn or ["direct"],
+        }
+        words |= {key: ", ".join(dict.fromkeys(values)) for key, values in kinds.items()}
+    return words
+
+
+def _share(mask: Tensor) -> float:
+    return mask.double().mean().item()

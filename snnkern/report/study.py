@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnkern._files import write_atomically
+from snnkern._intervals import wilson
 
 CurveKind = Literal["attack", "certificate"]
 Raster = tuple[NDArray[np.bool_], NDArray[np.bool_]]
@@ -27,7 +28,6 @@ Raster = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 _FORMAT = 1
 _JSON_NAME = "study.json"
 _ARRAYS_NAME = "study.npz"
-_NORMAL_975 = 1.959963984540054
 
 
 def _check_text(name: str, value: object) -> None:
@@ -53,21 +53,6 @@ def _check_unique(name: str, values: list[object]) -> None:
     repeated = [value for value in values if values.count(value) > 1]
     if repeated:
         raise ValueError(f"{name} must differ from one another, got {repeated[0]!r} twice")
-
-
-def wilson(value: float, count: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share `value` observed over `count` images.
-
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical
-    inference", Journal of the American Statistical Association 22 (1927).
-    """
-    _check_float("value", value, 0.0, 1.0)
-    _check_int("count", count, 1)
-    z2n = _NORMAL_975**2 / count
-    centre = (value + z2n / 2) / (1 + z2n)
-    half = math.sqrt(z2n * (value * (1 - value) + z2n / 4)) / (1 + z2n)
-    # Rounding must not push the share itself out of its interval.
-    return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
 
 
 @dataclass(frozen=True)

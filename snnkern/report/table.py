@@ -6,7 +6,8 @@ import html
 import re
 from dataclasses import dataclass
 
-from snnkern.report.study import Score, wilson
+from snnkern._intervals import wilson
+from snnkern.report.study import Score
 
 MISSING = "\N{EN DASH}"
 

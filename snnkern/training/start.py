@@ -31,7 +31,7 @@ def load_run(path: Path) -> tuple[Recipe, nn.Module]:
     Raises:
         FileNotFoundError: there is no such run.
     """
-    recipe = Recipe.load(_folder(path) / "recipe.toml")
+    recipe = Recipe.load(run_folder(path) / "recipe.toml")
     model = recipe.model()
     _load(model, path, neurons=True)
     return recipe, model
@@ -58,7 +58,7 @@ def begin(
         ValueError: its weights do not fit, or it would have to be converted and the recipe does not
             say how.
     """
-    other = Recipe.load(_folder(path) / "recipe.toml")
+    other = Recipe.load(run_folder(path) / "recipe.toml")
     converted = recipe.spikes and not other.spikes
     _load(model, path, neurons=not converted)
     if not converted:
@@ -124,7 +124,7 @@ def convert_run(
         FileNotFoundError: there is no such run.
         ValueError: its network spikes, the folder holds a run, or ``convert`` refuses.
     """
-    run = _folder(path)
+    run = run_folder(path)
     ann_recipe, ann = load_run(path)
     if ann_recipe.spikes:
         raise ValueError(f"run is {path}, whose network spikes, expected a ReLU network")
@@ -182,11 +182,16 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _folder(path: Path) -> Path:
+def run_folder(path: Path) -> Path:
+    """The folder of a run, from that or one of its checkpoints.
+
+    Raises:
+        FileNotFoundError: there is no run.
+    """
     folder = path if path.is_dir() else path.parent
     if not (folder / "recipe.toml").is_file():
         raise FileNotFoundError(
-            f"start is {path}, expected the folder of a run of snnkern train, or a checkpoint in it"
+            f"run is {path}, expected the folder of a run of snnkern train, or a checkpoint in it"
         )
     return folder
 
