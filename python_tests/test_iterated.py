@@ -463,6 +463,14 @@ def test_flips_are_the_ones_that_hurt() -> None:
     assert (flipped[:, 10:] == 1).all()
 
 
+def test_what_is_broken_is_flipped_no_more() -> None:
+    x, _ = events()
+    net = event_net()
+    y = (net(x).argmax(1) + 1) % 3
+    assert torch.equal(SpikeFlip(0.5)(net, x, y, generator()), x)
+    assert not torch.equal(SpikeFlip(0.5, stop=False)(net, x, y, generator()), x)
+
+
 def test_only_events_are_flipped() -> None:
     x, y = events()
     with pytest.raises(ValueError, match="x has values between 0 and 1, expected events"):
