@@ -503,6 +503,11 @@ def test_attacks_are_frozen_configurations() -> None:
         ),
         (lambda: RFGSM(0.1, 0.2), ValueError, r"alpha is 0\.2, expected .* at most 0\.1"),
         (lambda: RFGSM(0.1, -0.2), ValueError, r"RFGSM: alpha is -0\.2, expected"),
+        (
+            lambda: Transfer(nn.Identity(), Transfer(nn.Identity(), PGD())),
+            TypeError,
+            r"Transfer: attack is Transfer\(.*expected one on source_model itself",
+        ),
     ],
 )
 def test_impossible_attacks_are_refused(
@@ -548,6 +553,7 @@ def test_what_is_no_image_is_refused(x: Any, message: str) -> None:
         (torch.zeros(2), r"y is torch.float32 \[2\]"),
         (torch.zeros(2, 3), r"y is torch.float32 \[2, 3\]"),
         ([0, 1], "y is list"),
+        (torch.tensor([0, -100]), "y has a label -100, expected classes from 0 on"),
     ],
 )
 def test_what_is_no_label_is_refused(y: Any, message: str) -> None:

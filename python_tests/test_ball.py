@@ -124,3 +124,7 @@ def test_unit() -> None:
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e-30, -4e-30], [torch.nan, 2.0]])
     expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, -0.8], [0.0, 1.0]])
     assert_within(unit(x), expected, 1e-7)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        overflown = torch.tensor([[-torch.inf, torch.inf], [torch.inf, 1.0]], dtype=dtype)
+        wanted = torch.tensor([[-(0.5**0.5), 0.5**0.5], [1.0, 0.0]], dtype=dtype)
+        assert_within(unit(overflown), wanted, 1e-4)

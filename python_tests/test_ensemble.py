@@ -214,13 +214,16 @@ def test_a_riders_gradient_is_the_members_own() -> None:
     chosen = [g for g in SURROGATE_ENSEMBLE if not isinstance(g, str)]
     moved = torch.stack([(x + 0.01 * i).clamp(0, 1) for i in range(len(chosen))])
     number = torch.arange(len(chosen)).repeat_interleave(5)
-    riders = Riders(net, y.repeat(len(chosen)), network=net, gradients=tuple(chosen), member=number)
-    for images in (moved, x.expand(moved.shape)):  # the latter with one forward pass
+    alike, others = (torch.stack([(y + s * i) % 3 for i in range(len(chosen))]) for s in (0, 1))
+    same = x.expand(moved.shape)
+    # The second with one forward pass; not the third, equal images of other samples.
+    for images, labels in ((moved, alike), (same, alike), (same, others)):
+        riders = Riders(net, labels.flatten(), network=net, gradients=tuple(chosen), member=number)
         look = riders.look(images.reshape(-1, 1, 2, 2))
         for i, g in enumerate(chosen):
             with gradient(net, g):
                 own = images[i].clone().requires_grad_()
-                loss = F.cross_entropy(net(own), y, reduction="sum")
+                loss = F.cross_entropy(net(own), labels[i], reduction="sum")
                 (expected,) = torch.autograd.grad(loss, own)
             assert_within(look.gradient.view(moved.shape)[i], expected, 1e-15, str(g))
             assert look.logits.shape == (len(number), 3)

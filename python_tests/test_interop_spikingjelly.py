@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
 from snnkern import gradient
 from snnkern.interop import accelerate, restore
-from snnkern.surrogate import Triangle
+from snnkern.surrogate import ASSG, HART, PDSG, RGA, Triangle
 
 pytest.importorskip("spikingjelly")
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
@@ -257,9 +257,16 @@ def test_gradient_of_an_attacker() -> None:
     assert (grads[0] - grads[1]).abs().max() <= 1e-5 * grads[0].abs().max()
     with gradient(fused, "relu"), pytest.raises(ValueError, match="g is 'relu'"):
         fused(x)
+    # The library's own steps would keep the library's gradient.
+    with gradient(fused, Triangle()), pytest.raises(ValueError, match=r"g is Triangle.*float16"):
+        fused(x.half())
     fused.step_mode = "s"
     with gradient(fused, "rate"), pytest.raises(ValueError, match="g is 'rate'"):
         fused(x[0])
+    for g in (RGA(), HART(), PDSG(), ASSG()):
+        kind = type(g).__name__
+        with gradient(fused, g), pytest.raises(ValueError, match=rf"g is {kind}.*single steps"):
+            fused(x[0])
 
 
 @pytest.mark.skipif(HAS_TRANSITIONS, reason="only 0.0.0.0.14 has scripted steps")

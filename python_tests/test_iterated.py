@@ -156,6 +156,23 @@ def test_sapgd_is_a_loop_of_steps() -> None:
     assert_within(SAPGD(eps, steps, random_start=False)(net, x, y), expected, 1e-12)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e5])  # the larger one overflows: a gradient of infinity
+def test_sapgd_moves_in_half_precision(size: float) -> None:
+    class Two(nn.Module):
+        """Looks at two pixels of many: their gradient is large in units of the mean."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = x[:, :2].mean(1) * 300 * (size / 300)
+            return torch.stack([1 - seen, seen - 1], 1)
+
+    x, y = torch.zeros(2, 150000, dtype=torch.float16), torch.zeros(2, dtype=torch.int64)
+    x[:, 2:] = 0.5
+    attack = SAPGD(0.1, 5, random_start=False, loss="margin")
+    adversarial = attack(Two(), x, y)
+    assert_within(adversarial[:, :2], torch.full((2, 2), 0.1, dtype=torch.float16), 1e-3)
+    assert torch.equal(adversarial[:, 2:], x[:, 2:])
+
+
 def best_of(net: nn.Module, tried: list[Tensor], y: Tensor) -> Tensor:
     """Of every sample what breaks it, else what comes closest: of equals the largest loss."""
     ranks = []
@@ -444,6 +461,14 @@ def test_flips_are_the_ones_that_hurt() -> None:
     flipped = SpikeFlip(0.25, 30, per_step=0.05)(net, x, y, generator())
     assert (flipped[:, :10] == 0).all()
     assert (flipped[:, 10:] == 1).all()
+
+
+def test_what_is_broken_is_flipped_no_more() -> None:
+    x, _ = events()
+    net = event_net()
+    y = (net(x).argmax(1) + 1) % 3
+    assert torch.equal(SpikeFlip(0.5)(net, x, y, generator()), x)
+    assert not torch.equal(SpikeFlip(0.5, stop=False)(net, x, y, generator()), x)
 
 
 def test_only_events_are_flipped() -> None:

@@ -63,3 +63,5 @@ def check_images(x: Tensor, y: Tensor) -> None:
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
         shown = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y is {shown}, expected int64 labels [{x.shape[0]}], one per image")
+    if (least := int(y.min())) < 0:  # -100 among them, which torch's cross entropy leaves out
+        raise ValueError(f"y has a label {least}, expected classes from 0 on")

@@ -41,7 +41,8 @@ def lengths(x: Tensor) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Every sample of ``x`` ``[N, ...]`` at l_2 length 1; zeros stay. What is NaN counts as 0."""
-    wide = x.double().nan_to_num(0.0)
+    # In its own dtype: the square of what stands for infinity there is a number in float64.
+    wide = x.nan_to_num(0.0).double()
     norms = lengths(wide)
     return (wide / torch.where(norms > 0, norms, 1)).to(x.dtype)
 

@@ -82,9 +82,13 @@ class Riders(Victim):
         ):
             return None
         once = x[:each]
-        if not torch.equal(
-            x.reshape(members, each, *x.shape[1:]), once.expand(members, *once.shape)
-        ):
+        same = (
+            torch.equal(
+                part.reshape(members, each, *part.shape[1:]), first.expand(members, *first.shape)
+            )
+            for part, first in ((x, once), (self.y, self.y[:each]))
+        )
+        if not all(same):
             return None
         now: list[Surrogate] = []
         with torch.enable_grad(), gradient(self.network, Deferred(now)):

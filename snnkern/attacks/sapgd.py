@@ -45,18 +45,21 @@ class SAPGD(Iterated):
         if self.random_start:
             noise = random_like(x, torch.rand, generator) * 2 - 1
             images = self.project(x + self.eps * noise, x)
-        first = second = torch.zeros_like(x)
+        # Not in half precision, which one pixel among many exceeds in units of the mean.
+        moments = torch.promote_types(x.dtype, torch.float32)
+        first = second = torch.zeros_like(x, dtype=moments)
         looks_at = set(checkpoints(self.steps))
         for number in range(1, self.steps + 1):
             look = search.victim.look(images)
             images, gradient, first, second = search.see(images, *look, first, second)
             if len(images) == 0:
                 break
-            g = gradient.double().nan_to_num()
-            first = (0.5 * first + _in_units_of_its_mean(g)).to(x.dtype)
-            second = (0.8 * second + _in_units_of_its_mean(g.square())).to(x.dtype)
+            g = gradient.nan_to_num().double()
+            first = (0.5 * first + _in_units_of_its_mean(g)).to(moments)
+            second = (0.8 * second + _in_units_of_its_mean(g.square())).to(moments)
             step = step_size * first / torch.where(second > 0, second.sqrt(), 1)
-            images = self.project(images + step.clamp(-step_size, step_size), search.x)
+            step = step.clamp(-step_size, step_size).to(x.dtype)
+            images = self.project(images + step, search.x)
             if number in looks_at:
                 step_size /= 2
         return search.end(images)

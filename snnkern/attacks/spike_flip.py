@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -22,7 +22,8 @@ class SpikeFlip(Iterated):
     chance ``|g| / max |g|`` (G2S) and flipped if the gradient's sign asks for what it is not; where
     the gradient vanishes, elements are drawn with the chance ``flip_rate`` whatever it says (RSF).
     Of those drawn, the ones of the largest gradient are flipped, as far as the budgets go. A sample
-    that is broken is left alone. ``x`` ``[N, ...]`` holds events of any shape.
+    that is broken is left alone, unless ``stop`` is False. ``x`` ``[N, ...]`` holds events of any
+    shape.
 
     Args:
         eps: share of a sample's elements that may differ in the end, rounded down to a number.
@@ -41,6 +42,7 @@ class SpikeFlip(Iterated):
     steps: int = 25
     per_step: float | None = None
     flip_rate: float = 0.05
+    stop: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuses shares that mean nothing."""

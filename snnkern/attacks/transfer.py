@@ -29,7 +29,15 @@ class Transfer(Attack):
     attack: Attack
 
     def __post_init__(self) -> None:
-        """Takes over what the attack says of itself."""
+        """Takes over what the attack says of itself.
+
+        Raises:
+            TypeError: an attack that is none, or that has a source of its own.
+        """
+        if not isinstance(self.attack, Attack) or isinstance(self.attack, Transfer):
+            raise TypeError(
+                f"Transfer: attack is {self.attack!r}, expected one on source_model itself"
+            )
         for part in fields(Attack):
             object.__setattr__(self, part.name, getattr(self.attack, part.name))
 

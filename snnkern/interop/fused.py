@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snnkern import functional
 from snnkern.nn.gradient import GradientMode
-from snnkern.surrogate import Rate, Surrogate
+from snnkern.surrogate import Deferred, NotPointwise, Rate, Surrogate
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -66,8 +66,17 @@ class Fused(GradientMode):
         return ""
 
     def leave(self, reason: str) -> None:
-        """Says that the library's own code runs, and why."""
+        """Says that the library's own code runs, and why.
+
+        Raises:
+            ValueError: ``snnkern.gradient`` asked for a gradient, which it would not have.
+        """
         name = self.library_class.__name__
+        if self.gradient_mode is not None:
+            raise ValueError(
+                f"g is {self.gradient_mode!r} and {name} runs the library's own steps, which keep "
+                f"their own gradient: {reason}; expected None"
+            )
         warnings.warn(f"{name} runs the library's own steps: {reason}", stacklevel=4)
 
     def run_fused(
@@ -84,7 +93,8 @@ class Fused(GradientMode):
             )
         assert isinstance(surrogate, Surrogate)  # what why_not is for
         chosen = self.active_surrogate(surrogate)
-        if self.through_rate and len(x) == 1:
+        whole = isinstance(chosen, NotPointwise) and not isinstance(chosen, Deferred)
+        if whole and len(x) == 1:
             g = "'rate'" if isinstance(chosen, Rate) else chosen
             raise ValueError(
                 f"g is {g} and {self.library_class.__name__} runs single steps, expected a "
