@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from snnkern import convert, data
-from snnkern.attacks import FGSM, PGD, RFGSM
+from snnkern.attacks import FGSM, PGD, RFGSM, Evaluation, evaluate
 from snnkern.cli import main
 from snnkern.data import FORMATS, Images, Split
 from snnkern.models import SpikingNetwork
@@ -508,6 +508,42 @@ def test_a_converted_run_resumes_without_its_start(
         assert torch.equal(resumed["model"][name], value)
 
 
+def test_the_current_folder_can_be_converted(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ann_run)
+    result = convert_run(Path(), progress=False)
+    assert result.folder == tmp_path / "ann_converted"
+    assert load_run(result.folder)[0].settings["start"] == "ann"
+
+
+@pytest.mark.parametrize(
+    ("table", "size"),
+    [
+        ("", 64),
+        ("batch_size = 2", 2),
+        ("batch_size = 2\ncalibration_timesteps = 30", 6),
+        ("batch_size = 2\ncalibration_timesteps = 1", 1),
+        ("batch_size = 500", 256),
+    ],
+)
+def test_no_more_is_classified_at_once_than_was_looked_at(
+    table: str, size: int, ann_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many steps of many images do not fit into memory."""
+    sizes = []
+
+    def evaluated(network: SpikingNetwork, loader: Any, **options: Any) -> Evaluation:
+        sizes.append((network.timesteps, loader.batch_size))
+        return evaluate(network, loader, **options)
+
+    monkeypatch.setattr("snnkern.training.start.evaluate", evaluated)
+    text = CONVERTED.replace("timesteps = 2", "timesteps = 10")
+    text = text.replace("batches = 1\nbatch_size = 500", f"batches = 1\n{table}")
+    convert_run(ann_run, Recipe.read("snn", text), progress=False)
+    assert sizes == [(0, 256), (10, size)]
+
+
 def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
     snn = Recipe.read("snn", CONVERTED)
 
@@ -533,6 +569,9 @@ def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
         convert_run(ann_run, folder=ann_run, progress=False)
     with pytest.raises(ValueError, match=r"options are .*'scale': 1.* and there is"):
         convert_run(ann_run, snn, timesteps=3, options={"scale": 1})
+    for recipe in (Recipe.read("ann", ANN), without):
+        with pytest.raises(ValueError, match=r"recipe is .*, expected one with a table convert"):
+            convert_run(ann_run, recipe, progress=False)
     result = convert_run(ann_run, snn, progress=False)
     with pytest.raises(ValueError, match="whose network spikes, expected a ReLU network"):
         convert_run(result.folder)

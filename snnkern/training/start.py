@@ -125,6 +125,7 @@ def convert_run(
         ValueError: its network spikes, the folder holds a run, or ``convert`` refuses.
     """
     run = _folder(path)
+    run = run if run.name else run.resolve()  # "."
     ann_recipe, ann = load_run(path)
     if ann_recipe.spikes:
         raise ValueError(f"run is {path}, whose network spikes, expected a ReLU network")
@@ -136,18 +137,19 @@ def convert_run(
         raise ValueError(
             f"options are {given | (options or {})} and there is a recipe, expected one of the two"
         )
+    elif "convert" not in recipe.settings:
+        raise ValueError(f"recipe is {recipe.name}, expected one with a table convert")
     folder = folder or run.with_name(f"{run.name}_converted")
     check_free(folder)
     device = device or default_device()
     split = recipe.split(data)
-    test = loader(split.test, 256)
     with threads(recipe.settings.get("threads")):
         model = begin(recipe, recipe.model().to(device), path, split, seed, progress)
+        timesteps = recipe.settings["model"]["timesteps"]
         before, after = (
-            evaluate(network, test, progress=progress).accuracy()
-            for network in (ann.to(device), model)
+            evaluate(network, loader(split.test, size), progress=progress).accuracy()
+            for network, size in ((ann.to(device), 256), (model, _batch_size(recipe, timesteps)))
         )
-    timesteps = recipe.settings["model"]["timesteps"]
     result = Converted(folder, timesteps, thresholds(model), before, after)
     settings = {"command": "convert", "start": str(path), "seed": seed} | asdict(result)
     kept = RunFolder(folder, settings | {"folder": str(folder)}, recipe.text_on(data), True, False)
@@ -180,6 +182,16 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _batch_size(recipe: Recipe, timesteps: int) -> int:
+    """Of test images: 256, or as many steps of images as were looked at at once, if that is less.
+
+    More may not fit: a recipe of thousands of steps looks at few images at a time.
+    """
+    table = recipe.settings["convert"]
+    steps = table.get("batch_size", 64) * table.get("calibration_timesteps", timesteps)
+    return min(256, max(1, steps // timesteps))
 
 
 def _folder(path: Path) -> Path:
