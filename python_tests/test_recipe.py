@@ -470,6 +470,24 @@ def test_what_is_not_to_be_converted_is_taken_as_it_is(
     assert begun.timesteps == 0
 
 
+@pytest.mark.parametrize("learnt", ["there", "here", "nowhere"])
+def test_a_leak_that_is_not_learnt_is_that_of_the_recipe(
+    learnt: str, ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A converted network of another leak, that a recipe goes on with."""
+
+    def recipe(leak: float, learns: bool) -> Recipe:
+        options = f"hidden = [8]\nleak = {leak}\nlearn_leak = {str(learns).lower()}"
+        return Recipe.read("snn", CONVERTED.replace("hidden = [8]", options))
+
+    result = convert_run(ann_run, recipe(0.75, learnt == "there"), progress=False)
+    after = recipe(0.5, learnt == "here")
+    model = first_weights(monkeypatch, after, tmp_path / "snn", start=result.folder)
+    (neuron,) = (module for module in model.modules() if isinstance(module, LIF))
+    assert neuron.dynamics()["leak"] == (0.5 if learnt == "nowhere" else 0.75)
+    assert thresholds(model) == result.thresholds
+
+
 def test_a_recipe_may_only_convert(ann_run: Path, tmp_path: Path) -> None:
     text = CONVERTED[: CONVERTED.index("[method]")] + CONVERTED[CONVERTED.index("[convert]") :]
     text = re.sub("epochs.*\nbatch_size.*\n", "", text)
@@ -561,6 +579,9 @@ def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
     refused("a ReLU network, and the recipe has no table convert", without, start=ann_run)
     other = Recipe.read("snn", CONVERTED.replace("hidden = [8]", "hidden = [9]"))
     refused("holds other weights than the network has: .* size mismatch", other, start=ann_run)
+    lighter = Recipe.read("snn", CONVERTED.replace("hidden = [8]", "hidden = [8]\nmean = [0.3]"))
+    refused(r"normalize.mean is \[0.0\], expected \[0.3", lighter, start=ann_run)
+    refused("epochs is 0, expected", snn, start=ann_run, epochs=0)
     wrong = Recipe.read("snn", CONVERTED.replace("scale = 0.5", "scale = 0"))
     refused("convert: scale is 0, expected", wrong, start=ann_run)
     with pytest.raises(ValueError, match=r"folder is .*ann, which holds a run"):

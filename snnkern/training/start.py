@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ def load_run(path: Path) -> tuple[Recipe, nn.Module]:
     """
     recipe = Recipe.load(_folder(path) / "recipe.toml")
     model = recipe.model()
-    _load(model, path, neurons=True)
+    _load(model, path)
     return recipe, model
 
 
@@ -43,7 +43,8 @@ def begin(
     """The network of a recipe that begins with that of another run.
 
     Where that is a ReLU network and this spikes, its weights become those of a ReLU network with
-    the neurons of this recipe, which is converted. Otherwise all that it learnt is taken over.
+    the neurons of this recipe, which is converted. Otherwise all that it learnt is taken over, and
+    its thresholds; a leak that neither learns is that of this recipe.
 
     Args:
         recipe: has a ``start``.
@@ -55,12 +56,29 @@ def begin(
 
     Raises:
         FileNotFoundError: there is no such run.
-        ValueError: its weights do not fit, or it would have to be converted and the recipe does not
-            say how.
+        ValueError: its weights do not fit, it normalises images otherwise, or it would have to be
+            converted and the recipe does not say how.
     """
     other = Recipe.load(_folder(path) / "recipe.toml")
     converted = recipe.spikes and not other.spikes
-    _load(model, path, neurons=not converted)
+    if converted:
+        own = {name for name, _ in _of_neurons(model)}
+    else:
+        with torch.device("meta"):  # what is learnt there, not the weights
+            before = other.model()
+        constant = set.intersection(
+            *({name for name, _ in m.named_buffers()} for m in (model, before))
+        )
+        own = {name for name, kind in _of_neurons(model) if kind != "threshold"} & constant
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    _load(model, path, own)
+    for name in ("normalize.mean", "normalize.std"):
+        theirs, ours = model.get_buffer(name).flatten(), buffers[name].flatten()
+        if not torch.equal(theirs, ours):
+            raise ValueError(
+                f"start is {path}, whose {name} is {theirs.tolist()}, expected {ours.tolist()}, "
+                "that of the recipe"
+            )
     if not converted:
         return model
     if "convert" not in recipe.settings:
@@ -190,7 +208,7 @@ def _batch_size(recipe: Recipe, timesteps: int) -> int:
     More may not fit: a recipe of thousands of steps looks at few images at a time.
     """
     table = recipe.settings["convert"]
-    steps = table.get("batch_size", 64) * table.get("calibration_timesteps", timesteps)
+    steps: int = table.get("batch_size", 64) * table.get("calibration_timesteps", timesteps)
     return min(256, max(1, steps // timesteps))
 
 
@@ -203,19 +221,20 @@ def _folder(path: Path) -> Path:
     return folder
 
 
-def _load(model: nn.Module, path: Path, *, neurons: bool) -> None:
-    """Takes the weights of a checkpoint over, and what the neurons have only where asked to."""
+def _of_neurons(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """What stands in a checkpoint of neurons alone: its names, and what that is."""
+    for name, module in model.named_modules():
+        if isinstance(module, LIF):
+            for kind in (module.decay_name, "threshold", "synapse_decay"):
+                if getattr(module, kind) is not None:
+                    yield f"{name}.{kind}", kind
+
+
+def _load(model: nn.Module, path: Path, own: Collection[str] = ()) -> None:
+    """Takes a checkpoint over, but for what the model has as its own."""
     file = path / "last.safetensors" if path.is_dir() else path
     state = load_checkpoint(file)["model"]
-    if not neurons:
-        for name, module in model.named_modules():
-            if isinstance(module, LIF):
-                own = (module.decay_name, "threshold", "synapse_decay")
-                state |= {
-                    f"{name}.{key}": value
-                    for key, value in module.state_dict().items()
-                    if key in own
-                }
+    state |= {name: value for name, value in model.state_dict().items() if name in own}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from snnkern._checks import check_int
 from snnkern._files import write_atomically
 from snnkern.data import Samples, loader
 from snnkern.training.fit import fit
@@ -47,8 +48,9 @@ def train(
         tensorboard: see ``fit``.
         device: where to train; a GPU where there is one.
         start: the run that the recipe begins with, where it does and is not resumed: its folder,
-            for the last checkpoint, or one of its checkpoints. A ReLU network is converted. Kept in
-            ``start.json``, with the thresholds that training begins with.
+            for the last checkpoint, or one of its checkpoints. A ReLU network is converted; of one
+            that spikes, what it learnt and its thresholds are taken over. Kept in ``start.json``,
+            with the thresholds that training begins with.
         progress: show a progress bar.
 
     Raises:
@@ -62,6 +64,7 @@ def train(
         )
     device = device or default_device()
     epochs = recipe.settings["epochs"] if epochs is None else epochs
+    check_int("epochs", epochs, 1)  # now, not after the conversion
     seed = recipe.settings.get("seed", 0) if seed is None else seed
     begun = resume and (folder / "last.safetensors").exists()
     if not begun:
@@ -107,7 +110,7 @@ def _check_start(recipe: Recipe, folder: Path, start: Path | None) -> None:
             f"start is missing, expected the folder of a run of {needed}, with whose network "
             f"{recipe.name} begins (snnkern train --start); snnkern train {needed} makes one"
         )
-    check_free(folder)  # now, not after the conversion
+    check_free(folder)
 
 
 def _loader(
