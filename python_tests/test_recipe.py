@@ -16,7 +16,7 @@ from snnkern.attacks import FGSM, PGD, RFGSM, Evaluation, evaluate
 from snnkern.cli import main
 from snnkern.data import FORMATS, Images, Split
 from snnkern.models import SpikingNetwork
-from snnkern.nn import LIF
+from snnkern.nn import LIF, MeanReadout
 from snnkern.surrogate import Triangle
 from snnkern.training import (
     HIRE,
@@ -185,6 +185,9 @@ def test_settings_of_what_is_converted() -> None:
     assert Recipe.load("robust_vgg11_c10_at8_ann").method() == AdversarialTraining(8 / 255, 10)
     kl_at = Recipe.load("robust_vgg11_c10_at_kl_at").method()
     assert kl_at == AdversarialTraining(attack=RFGSM(2 / 255, loss="kl"))
+    for name in filter(re.compile("sharmin").match, RECIPES):  # whose attacks see means over time
+        with torch.device("meta"):
+            assert isinstance(Recipe.load(name).model().get_submodule("readout"), MeanReadout)
     hybrid = Recipe.load("sharmin_resnet20_c10_bp")
     assert hybrid.method() == SpikeTimeFinetune(leak=0.99)
     assert hybrid.settings["model"]["timesteps"] == 200

@@ -15,7 +15,7 @@ from snnkern.data import Samples, Split, loader
 from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF
 from snnkern.training.checkpoint import load_checkpoint
-from snnkern.training.ranks import default_device
+from snnkern.training.ranks import usable_device
 from snnkern.training.recipe import Recipe, Table
 from snnkern.training.run import RunFolder, check_free
 
@@ -159,14 +159,14 @@ def convert_run(
         raise ValueError(f"recipe is {recipe.name}, expected one with a table convert")
     folder = folder or run.with_name(f"{run.name}_converted")
     check_free(folder)
-    device = device or default_device()
+    where = usable_device(device)
     split = recipe.split(data)
     with threads(recipe.settings.get("threads")):
-        model = begin(recipe, recipe.model().to(device), path, split, seed, progress)
+        model = begin(recipe, recipe.model().to(where), path, split, seed, progress)
         timesteps = recipe.settings["model"]["timesteps"]
         before, after = (
             evaluate(network, loader(split.test, size), progress=progress).accuracy()
-            for network, size in ((ann.to(device), 256), (model, _batch_size(recipe, timesteps)))
+            for network, size in ((ann.to(where), 256), (model, _batch_size(recipe, timesteps)))
         )
     result = Converted(folder, timesteps, thresholds(model), before, after)
     settings = {"command": "convert", "start": str(path), "seed": seed} | asdict(result)

@@ -12,7 +12,7 @@ from snnkern._checks import check_int
 from snnkern._files import write_atomically
 from snnkern.data import Samples, loader
 from snnkern.training.fit import fit
-from snnkern.training.ranks import Ranks, default_device
+from snnkern.training.ranks import Ranks, usable_device
 from snnkern.training.recipe import Recipe
 from snnkern.training.run import EpochRecord, check_free
 from snnkern.training.start import begin, threads, thresholds
@@ -62,16 +62,16 @@ def train(
             f"recipe is {recipe.name}, expected one with a method: it only converts the network of "
             f"{recipe.settings['start']} (snnkern convert RUN --recipe {recipe.name})"
         )
-    device = device or default_device()
+    where = usable_device(device)
     epochs = recipe.settings["epochs"] if epochs is None else epochs
     check_int("epochs", epochs, 1)  # now, not after the conversion
     seed = recipe.settings.get("seed", 0) if seed is None else seed
     begun = resume and (folder / "last.safetensors").exists()
     if not begun:
         _check_start(recipe, folder, start)
-    ranks = Ranks(torch.device(device))
+    ranks = Ranks(where)
     torch.manual_seed(seed)
-    model = recipe.model().to(device)
+    model = recipe.model().to(where)
     split = recipe.split(data)
     with threads(recipe.settings.get("threads")):
         if start is not None and not begun:
