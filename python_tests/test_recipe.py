@@ -576,7 +576,7 @@ def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
     refused("start is missing, expected .* run of ann, .*; snnkern train ann makes one", snn)
     refused("start is missing", snn, resume=True)
     refused("tiny begins with new weights", Recipe.read("tiny", TINY), start=ann_run)
-    refused("nowhere, expected the folder of a run", snn, start=tmp_path / "nowhere")
+    refused("start is .*nowhere, expected the folder of a run", snn, start=tmp_path / "nowhere")
     refused("No such file .*other", snn, start=ann_run / "other.safetensors")
     without = Recipe.read("snn", 'start = "ann"' + TINY)
     refused("a ReLU network, and the recipe has no table convert", without, start=ann_run)
@@ -587,6 +587,8 @@ def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
     refused("epochs is 0, expected", snn, start=ann_run, epochs=0)
     wrong = Recipe.read("snn", CONVERTED.replace("scale = 0.5", "scale = 0"))
     refused("convert: scale is 0, expected", wrong, start=ann_run)
+    with pytest.raises(FileNotFoundError, match="run is .*nowhere, expected the folder of a run"):
+        convert_run(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"folder is .*ann, which holds a run"):
         train(snn, ann_run, start=ann_run)
     with pytest.raises(ValueError, match="ann, which holds a run"):

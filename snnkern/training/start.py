@@ -142,7 +142,7 @@ def convert_run(
         FileNotFoundError: there is no such run.
         ValueError: its network spikes, the folder holds a run, or ``convert`` refuses.
     """
-    run = _folder(path)
+    run = _folder(path, "run")
     run = run if run.name else run.resolve()  # "."
     ann_recipe, ann = load_run(path)
     if ann_recipe.spikes:
@@ -212,11 +212,12 @@ def _batch_size(recipe: Recipe, timesteps: int) -> int:
     return min(256, max(1, steps // timesteps))
 
 
-def _folder(path: Path) -> Path:
+def _folder(path: Path, argument: str = "start") -> Path:
     folder = path if path.is_dir() else path.parent
     if not (folder / "recipe.toml").is_file():
         raise FileNotFoundError(
-            f"start is {path}, expected the folder of a run of snnkern train, or a checkpoint in it"
+            f"{argument} is {path}, expected the folder of a run of snnkern train, or a checkpoint in "
+            "it"
         )
     return folder
 
