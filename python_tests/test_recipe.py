@@ -587,7 +587,7 @@ def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
     refused("epochs is 0, expected", snn, start=ann_run, epochs=0)
     wrong = Recipe.read("snn", CONVERTED.replace("scale = 0.5", "scale = 0"))
     refused("convert: scale is 0, expected", wrong, start=ann_run)
-    with pytest.raises(FileNotFoundError, match="run is .*nowhere, expected the folder of a run"):
+    with pytest.raises(FileNotFoundError, match=r"run is .*nowhere, expected the folder of a run"):
         convert_run(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"folder is .*ann, which holds a run"):
         train(snn, ann_run, start=ann_run)

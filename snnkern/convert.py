@@ -83,8 +83,9 @@ def convert(
             CIFAR-10 and 0.1 for CIFAR-100 in Ozdenizci & Legenstein 2023; 0.7 in Rathi et al. 2020,
             0.3 in Rathi & Roy 2020.
         layers: which layers of neurons to balance: the first so many, all where there are fewer,
-            or those of these names; others keep their thresholds, and ``scale`` does not act on them. The residual networks
-            of Sharmin et al. 2020 and Kundu et al. 2021 balance the three of the stem.
+            or those of these names; others keep their thresholds, and ``scale`` does not act on
+            them. The residual networks of Sharmin et al. 2020 and Kundu et al. 2021 balance the
+            three of the stem.
         norm: running statistics of the result: ``"reestimate"``: averages over the same batches,
             seen by the network as it is returned, which can then be used. ``"reset"``: means of 0
             and variances of 1, with which Ozdenizci & Legenstein 2023 begin to finetune: until they

@@ -216,8 +216,8 @@ def _folder(path: Path, argument: str = "start") -> Path:
     folder = path if path.is_dir() else path.parent
     if not (folder / "recipe.toml").is_file():
         raise FileNotFoundError(
-            f"{argument} is {path}, expected the folder of a run of snnkern train, or a checkpoint in "
-            "it"
+            f"{argument} is {path}, expected the folder of a run of snnkern train, or a checkpoint "
+            "in it"
         )
     return folder
 
