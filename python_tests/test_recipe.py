@@ -521,8 +521,14 @@ def test_a_converted_run_resumes_without_its_start(
     monkeypatch.setattr(training, "_train_on", cut)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "cut", start=ann_run, **options)
+    with pytest.raises(
+        ValueError, match=r"start is .*other, expected .*ann, with which the run in"
+    ):
+        train(recipe, tmp_path / "cut", resume=True, start=tmp_path / "other", **options)
+    with pytest.raises(ValueError, match=r"start is .*other, expected None, with which the run in"):
+        train(Recipe.read("ann", ANN), ann_run, resume=True, start=tmp_path / "other")
     (ann_run / "last.safetensors").unlink()
-    history = train(recipe, tmp_path / "cut", resume=True, **options)
+    history = train(recipe, tmp_path / "cut", resume=True, start=ann_run, **options)
     assert history == read_metrics(tmp_path / "whole")
     whole, resumed = (load_checkpoint(tmp_path / n / "last.safetensors") for n in ("whole", "cut"))
     for name, value in whole["model"].items():

@@ -47,10 +47,10 @@ def train(
         checkpoint_every: see ``fit``.
         tensorboard: see ``fit``.
         device: where to train; a GPU where there is one.
-        start: the run that the recipe begins with, where it does and is not resumed: its folder,
-            for the last checkpoint, or one of its checkpoints. A ReLU network is converted; of one
-            that spikes, what it learnt and its thresholds are taken over. Kept in ``start.json``,
-            with the thresholds that training begins with.
+        start: the run that the recipe begins with, where it does; one that is resumed needs none,
+            or the same: its folder, for the last checkpoint, or one of its checkpoints. A ReLU
+            network is converted; of one that spikes, what it learnt and its thresholds are taken
+            over. Kept in ``start.json``, with the thresholds that training begins with.
         progress: show a progress bar.
 
     Raises:
@@ -67,7 +67,9 @@ def train(
     check_int("epochs", epochs, 1)  # now, not after the conversion
     seed = recipe.settings.get("seed", 0) if seed is None else seed
     begun = resume and (folder / "last.safetensors").exists()
-    if not begun:
+    if begun:
+        _check_same_start(folder, start)
+    else:
         _check_start(recipe, folder, start)
     ranks = Ranks(where)
     torch.manual_seed(seed)
@@ -111,6 +113,15 @@ def _check_start(recipe: Recipe, folder: Path, start: Path | None) -> None:
             f"{recipe.name} begins (snnkern train --start); snnkern train {needed} makes one"
         )
     check_free(folder)
+
+
+def _check_same_start(folder: Path, start: Path | None) -> None:
+    kept = folder / "start.json"
+    before = json.loads(kept.read_text(encoding="utf-8"))["start"] if kept.exists() else None
+    if start is not None and (before is None or start.resolve() != Path(before).resolve()):
+        raise ValueError(
+            f"start is {start}, expected {before}, with which the run in {folder} began, or none"
+        )
 
 
 def _loader(
