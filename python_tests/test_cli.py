@@ -272,6 +272,8 @@ def test_attack_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         (["nothing"], "recipe is 'nothing', expected a file or one of those that ship"),
         (["digits_converted"], "start is missing, .* snnkern train digits_ann makes one"),
         (["digits_rat", "--epochs", "0"], "epochs is 0, expected an int of at least 1"),
+        (["digits_rat", "--device", "gpu"], "device is 'gpu', expected one that torch can use: "),
+        (["digits_rat", "--device", "cuda:99"], "device is 'cuda:99', expected one that torch"),
         (["digits_rat", "--data", "there"], "data.folder is .*expected no such key: digits has"),
     ],
 )

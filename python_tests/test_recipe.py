@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from snnkern import convert, data
-from snnkern.attacks import FGSM, PGD, RFGSM
+from snnkern.attacks import FGSM, PGD, RFGSM, Evaluation, evaluate
 from snnkern.cli import main
 from snnkern.data import FORMATS, Images, Split
 from snnkern.models import SpikingNetwork
-from snnkern.nn import LIF
+from snnkern.nn import LIF, MeanReadout
 from snnkern.surrogate import Triangle
 from snnkern.training import (
     HIRE,
@@ -185,6 +185,9 @@ def test_settings_of_what_is_converted() -> None:
     assert Recipe.load("robust_vgg11_c10_at8_ann").method() == AdversarialTraining(8 / 255, 10)
     kl_at = Recipe.load("robust_vgg11_c10_at_kl_at").method()
     assert kl_at == AdversarialTraining(attack=RFGSM(2 / 255, loss="kl"))
+    for name in filter(re.compile("sharmin").match, RECIPES):  # whose attacks see means over time
+        with torch.device("meta"):
+            assert isinstance(Recipe.load(name).model().get_submodule("readout"), MeanReadout)
     hybrid = Recipe.load("sharmin_resnet20_c10_bp")
     assert hybrid.method() == SpikeTimeFinetune(leak=0.99)
     assert hybrid.settings["model"]["timesteps"] == 200
@@ -470,6 +473,24 @@ def test_what_is_not_to_be_converted_is_taken_as_it_is(
     assert begun.timesteps == 0
 
 
+@pytest.mark.parametrize("learnt", ["there", "here", "nowhere"])
+def test_a_leak_that_is_not_learnt_is_that_of_the_recipe(
+    learnt: str, ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A converted network of another leak, that a recipe goes on with."""
+
+    def recipe(leak: float, learns: bool) -> Recipe:
+        options = f"hidden = [8]\nleak = {leak}\nlearn_leak = {str(learns).lower()}"
+        return Recipe.read("snn", CONVERTED.replace("hidden = [8]", options))
+
+    result = convert_run(ann_run, recipe(0.75, learnt == "there"), progress=False)
+    after = recipe(0.5, learnt == "here")
+    model = first_weights(monkeypatch, after, tmp_path / "snn", start=result.folder)
+    (neuron,) = (module for module in model.modules() if isinstance(module, LIF))
+    assert neuron.dynamics()["leak"] == (0.5 if learnt == "nowhere" else 0.75)
+    assert thresholds(model) == result.thresholds
+
+
 def test_a_recipe_may_only_convert(ann_run: Path, tmp_path: Path) -> None:
     text = CONVERTED[: CONVERTED.index("[method]")] + CONVERTED[CONVERTED.index("[convert]") :]
     text = re.sub("epochs.*\nbatch_size.*\n", "", text)
@@ -500,12 +521,54 @@ def test_a_converted_run_resumes_without_its_start(
     monkeypatch.setattr(training, "_train_on", cut)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "cut", start=ann_run, **options)
+    with pytest.raises(
+        ValueError, match=r"start is .*other, expected .*ann, with which the run in"
+    ):
+        train(recipe, tmp_path / "cut", resume=True, start=tmp_path / "other", **options)
+    with pytest.raises(ValueError, match=r"start is .*other, expected None, with which the run in"):
+        train(Recipe.read("ann", ANN), ann_run, resume=True, start=tmp_path / "other")
     (ann_run / "last.safetensors").unlink()
-    history = train(recipe, tmp_path / "cut", resume=True, **options)
+    history = train(recipe, tmp_path / "cut", resume=True, start=ann_run, **options)
     assert history == read_metrics(tmp_path / "whole")
     whole, resumed = (load_checkpoint(tmp_path / n / "last.safetensors") for n in ("whole", "cut"))
     for name, value in whole["model"].items():
         assert torch.equal(resumed["model"][name], value)
+
+
+def test_the_current_folder_can_be_converted(
+    ann_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ann_run)
+    result = convert_run(Path(), progress=False)
+    assert result.folder == tmp_path / "ann_converted"
+    assert load_run(result.folder)[0].settings["start"] == "ann"
+
+
+@pytest.mark.parametrize(
+    ("table", "size"),
+    [
+        ("", 64),
+        ("batch_size = 2", 2),
+        ("batch_size = 2\ncalibration_timesteps = 30", 6),
+        ("batch_size = 2\ncalibration_timesteps = 1", 1),
+        ("batch_size = 500", 256),
+    ],
+)
+def test_no_more_is_classified_at_once_than_was_looked_at(
+    table: str, size: int, ann_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many steps of many images do not fit into memory."""
+    sizes = []
+
+    def evaluated(network: SpikingNetwork, loader: Any, **options: Any) -> Evaluation:
+        sizes.append((network.timesteps, loader.batch_size))
+        return evaluate(network, loader, **options)
+
+    monkeypatch.setattr("snnkern.training.start.evaluate", evaluated)
+    text = CONVERTED.replace("timesteps = 2", "timesteps = 10")
+    text = text.replace("batches = 1\nbatch_size = 500", f"batches = 1\n{table}")
+    convert_run(ann_run, Recipe.read("snn", text), progress=False)
+    assert sizes == [(0, 256), (10, size)]
 
 
 def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
@@ -519,20 +582,28 @@ def test_starts_that_cannot_be_are_named(ann_run: Path, tmp_path: Path) -> None:
     refused("start is missing, expected .* run of ann, .*; snnkern train ann makes one", snn)
     refused("start is missing", snn, resume=True)
     refused("tiny begins with new weights", Recipe.read("tiny", TINY), start=ann_run)
-    refused("nowhere, expected the folder of a run", snn, start=tmp_path / "nowhere")
+    refused("start is .*nowhere, expected the folder of a run", snn, start=tmp_path / "nowhere")
     refused("No such file .*other", snn, start=ann_run / "other.safetensors")
     without = Recipe.read("snn", 'start = "ann"' + TINY)
     refused("a ReLU network, and the recipe has no table convert", without, start=ann_run)
     other = Recipe.read("snn", CONVERTED.replace("hidden = [8]", "hidden = [9]"))
     refused("holds other weights than the network has: .* size mismatch", other, start=ann_run)
+    lighter = Recipe.read("snn", CONVERTED.replace("hidden = [8]", "hidden = [8]\nmean = [0.3]"))
+    refused(r"normalize.mean is \[0.0\], expected \[0.3", lighter, start=ann_run)
+    refused("epochs is 0, expected", snn, start=ann_run, epochs=0)
     wrong = Recipe.read("snn", CONVERTED.replace("scale = 0.5", "scale = 0"))
     refused("convert: scale is 0, expected", wrong, start=ann_run)
+    with pytest.raises(FileNotFoundError, match=r"run is .*nowhere, expected the folder of a run"):
+        convert_run(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"folder is .*ann, which holds a run"):
         train(snn, ann_run, start=ann_run)
     with pytest.raises(ValueError, match="ann, which holds a run"):
         convert_run(ann_run, folder=ann_run, progress=False)
     with pytest.raises(ValueError, match=r"options are .*'scale': 1.* and there is"):
         convert_run(ann_run, snn, timesteps=3, options={"scale": 1})
+    for recipe in (Recipe.read("ann", ANN), without):
+        with pytest.raises(ValueError, match=r"recipe is .*, expected one with a table convert"):
+            convert_run(ann_run, recipe, progress=False)
     result = convert_run(ann_run, snn, progress=False)
     with pytest.raises(ValueError, match="whose network spikes, expected a ReLU network"):
         convert_run(result.folder)

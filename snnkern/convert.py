@@ -54,7 +54,8 @@ def convert(
     The weights are those of ``ann``. Every layer of neurons, in the order in which images reach
     them, gets one threshold: the statistic of its pre-activations over a batch, or where there are
     several the largest over them, while the layers before it spike at the thresholds already found.
-    At the end these are multiplied by ``scale``. They stand in the neurons, as ``threshold``.
+    At the end these are multiplied by ``scale``. They stand in the neurons, as ``threshold``; where
+    that is learnt, as ``min_threshold`` at least.
 
     Biases stay as they are too, although they belong to inputs of another size than spikes are: the
     networks of the papers have batch norm, or no biases, or are finetuned.
@@ -75,14 +76,16 @@ def convert(
         batches: how many of ``loader`` are used, the first ones; all where it has fewer.
             Ozdenizci & Legenstein 2023 print 10 and run 11.
         calibration_timesteps: T while calibrating, 100 in Ozdenizci & Legenstein 2023; that of the
-            network by default. Memory grows with it, and with the size of a batch.
+            network by default. Memory grows with it and the size of a batch; the spikes of the last
+            layer done, or the last two, are kept as bits for all batches.
         calibration_leak: of all neurons while calibrating; each one's own by default.
         scale: what the thresholds found are multiplied by, so that few steps suffice: 0.3 for
             CIFAR-10 and 0.1 for CIFAR-100 in Ozdenizci & Legenstein 2023; 0.7 in Rathi et al. 2020,
             0.3 in Rathi & Roy 2020.
-        layers: which layers of neurons to balance: the first so many, or those of these names;
-            others keep their thresholds, and ``scale`` does not act on them. The residual networks
-            of Sharmin et al. 2020 and Kundu et al. 2021 balance the three of the stem.
+        layers: which layers of neurons to balance: the first so many, all where there are fewer,
+            or those of these names; others keep their thresholds, and ``scale`` does not act on
+            them. The residual networks of Sharmin et al. 2020 and Kundu et al. 2021 balance the
+            three of the stem.
         norm: running statistics of the result: ``"reestimate"``: averages over the same batches,
             seen by the network as it is returned, which can then be used. ``"reset"``: means of 0
             and variances of 1, with which Ozdenizci & Legenstein 2023 begin to finetune: until they

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.utils.data import Subset
 
@@ -26,7 +25,7 @@ from snnkern.attacks import (
 )
 from snnkern.data import Samples, loader
 from snnkern.nn import RateCoding
-from snnkern.training.ranks import Ranks, default_device
+from snnkern.training.ranks import Ranks, usable_device
 from snnkern.training.recipe import STAND_INS, Recipe
 from snnkern.training.start import load_run, run_folder, threads
 
@@ -85,9 +84,9 @@ def attack_run(
         if name not in ATTACKS:
             raise ValueError(f"attacks has {name!r}, expected some of {', '.join(ATTACKS)}")
     recipe, model = load_run(path)
-    device = device or default_device()
-    ranks = Ranks(torch.device(device))
-    model = model.to(device)
+    where = usable_device(device)
+    ranks = Ranks(where)
+    model = model.to(where)
     test: Samples = recipe.split(data).test
     if images is not None:
         check_int("images", images, 1)

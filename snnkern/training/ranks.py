@@ -14,9 +14,20 @@ from torch.utils.data import DataLoader, DistributedSampler
 from snnkern.training.method import Losses
 
 
-def default_device() -> str:
-    """The GPU of this process, where there is one."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+def usable_device(device: str | None) -> torch.device:
+    """That device; None: the GPU of this process, where there is one.
+
+    Raises:
+        ValueError: torch does not know it, or has none.
+    """
+    if device is None:
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        device = gpu if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device is {device!r}, expected one that torch can use: {why}") from error
 
 
 class Ranks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from snnkern.data import Samples, Split, loader
 from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF
 from snnkern.training.checkpoint import load_checkpoint
-from snnkern.training.ranks import default_device
+from snnkern.training.ranks import usable_device
 from snnkern.training.recipe import Recipe, Table
 from snnkern.training.run import RunFolder, check_free
 
@@ -33,7 +33,7 @@ def load_run(path: Path) -> tuple[Recipe, nn.Module]:
     """
     recipe = Recipe.load(run_folder(path) / "recipe.toml")
     model = recipe.model()
-    _load(model, path, neurons=True)
+    _load(model, path)
     return recipe, model
 
 
@@ -43,7 +43,8 @@ def begin(
     """The network of a recipe that begins with that of another run.
 
     Where that is a ReLU network and this spikes, its weights become those of a ReLU network with
-    the neurons of this recipe, which is converted. Otherwise all that it learnt is taken over.
+    the neurons of this recipe, which is converted. Otherwise all that it learnt is taken over, and
+    its thresholds; a leak that neither learns is that of this recipe.
 
     Args:
         recipe: has a ``start``.
@@ -55,12 +56,29 @@ def begin(
 
     Raises:
         FileNotFoundError: there is no such run.
-        ValueError: its weights do not fit, or it would have to be converted and the recipe does not
-            say how.
+        ValueError: its weights do not fit, it normalises images otherwise, or it would have to be
+            converted and the recipe does not say how.
     """
-    other = Recipe.load(run_folder(path) / "recipe.toml")
+    other = Recipe.load(run_folder(path, "start") / "recipe.toml")
     converted = recipe.spikes and not other.spikes
-    _load(model, path, neurons=not converted)
+    if converted:
+        own = {name for name, _ in _of_neurons(model)}
+    else:
+        with torch.device("meta"):  # what is learnt there, not the weights
+            before = other.model()
+        constant = set.intersection(
+            *({name for name, _ in m.named_buffers()} for m in (model, before))
+        )
+        own = {name for name, kind in _of_neurons(model) if kind != "threshold"} & constant
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    _load(model, path, own)
+    for name in ("normalize.mean", "normalize.std"):
+        theirs, ours = model.get_buffer(name).flatten(), buffers[name].flatten()
+        if not torch.equal(theirs, ours):
+            raise ValueError(
+                f"start is {path}, whose {name} is {theirs.tolist()}, expected {ours.tolist()}, "
+                "that of the recipe"
+            )
     if not converted:
         return model
     if "convert" not in recipe.settings:
@@ -125,6 +143,7 @@ def convert_run(
         ValueError: its network spikes, the folder holds a run, or ``convert`` refuses.
     """
     run = run_folder(path)
+    run = run if run.name else run.resolve()  # "."
     ann_recipe, ann = load_run(path)
     if ann_recipe.spikes:
         raise ValueError(f"run is {path}, whose network spikes, expected a ReLU network")
@@ -136,18 +155,19 @@ def convert_run(
         raise ValueError(
             f"options are {given | (options or {})} and there is a recipe, expected one of the two"
         )
+    elif "convert" not in recipe.settings:
+        raise ValueError(f"recipe is {recipe.name}, expected one with a table convert")
     folder = folder or run.with_name(f"{run.name}_converted")
     check_free(folder)
-    device = device or default_device()
+    where = usable_device(device)
     split = recipe.split(data)
-    test = loader(split.test, 256)
     with threads(recipe.settings.get("threads")):
-        model = begin(recipe, recipe.model().to(device), path, split, seed, progress)
+        model = begin(recipe, recipe.model().to(where), path, split, seed, progress)
+        timesteps = recipe.settings["model"]["timesteps"]
         before, after = (
-            evaluate(network, test, progress=progress).accuracy()
-            for network in (ann.to(device), model)
+            evaluate(network, loader(split.test, size), progress=progress).accuracy()
+            for network, size in ((ann.to(where), 256), (model, _batch_size(recipe, timesteps)))
         )
-    timesteps = recipe.settings["model"]["timesteps"]
     result = Converted(folder, timesteps, thresholds(model), before, after)
     settings = {"command": "convert", "start": str(path), "seed": seed} | asdict(result)
     kept = RunFolder(folder, settings | {"folder": str(folder)}, recipe.text_on(data), True, False)
@@ -182,33 +202,45 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run_folder(path: Path) -> Path:
+def _batch_size(recipe: Recipe, timesteps: int) -> int:
+    """Of test images: 256, or as many steps of images as were looked at at once, if that is less.
+
+    More may not fit: a recipe of thousands of steps looks at few images at a time.
+    """
+    table = recipe.settings["convert"]
+    steps: int = table.get("batch_size", 64) * table.get("calibration_timesteps", timesteps)
+    return min(256, max(1, steps // timesteps))
+
+
+def run_folder(path: Path, argument: str = "run") -> Path:
     """The folder of a run, from that or one of its checkpoints.
 
     Raises:
-        FileNotFoundError: there is no run.
+        FileNotFoundError: there is no run; the error calls ``path`` by the name of the argument.
     """
     folder = path if path.is_dir() else path.parent
     if not (folder / "recipe.toml").is_file():
         raise FileNotFoundError(
-            f"run is {path}, expected the folder of a run of snnkern train, or a checkpoint in it"
+            f"{argument} is {path}, expected the folder of a run of snnkern train, or a checkpoint "
+            "in it"
         )
     return folder
 
 
-def _load(model: nn.Module, path: Path, *, neurons: bool) -> None:
-    """Takes the weights of a checkpoint over, and what the neurons have only where asked to."""
+def _of_neurons(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """What stands in a checkpoint of neurons alone: its names, and what that is."""
+    for name, module in model.named_modules():
+        if isinstance(module, LIF):
+            for kind in (module.decay_name, "threshold", "synapse_decay"):
+                if getattr(module, kind) is not None:
+                    yield f"{name}.{kind}", kind
+
+
+def _load(model: nn.Module, path: Path, own: Collection[str] = ()) -> None:
+    """Takes a checkpoint over, but for what the model has as its own."""
     file = path / "last.safetensors" if path.is_dir() else path
     state = load_checkpoint(file)["model"]
-    if not neurons:
-        for name, module in model.named_modules():
-            if isinstance(module, LIF):
-                own = (module.decay_name, "threshold", "synapse_decay")
-                state |= {
-                    f"{name}.{key}": value
-                    for key, value in module.state_dict().items()
-                    if key in own
-                }
+    state |= {name: value for name, value in model.state_dict().items() if name in own}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from snnkern._checks import check_int
 from snnkern._files import write_atomically
 from snnkern.data import Samples, loader
 from snnkern.training.fit import fit
-from snnkern.training.ranks import Ranks, default_device
+from snnkern.training.ranks import Ranks, usable_device
 from snnkern.training.recipe import Recipe
 from snnkern.training.run import EpochRecord, check_free
 from snnkern.training.start import begin, threads, thresholds
@@ -46,9 +47,10 @@ def train(
         checkpoint_every: see ``fit``.
         tensorboard: see ``fit``.
         device: where to train; a GPU where there is one.
-        start: the run that the recipe begins with, where it does and is not resumed: its folder,
-            for the last checkpoint, or one of its checkpoints. A ReLU network is converted. Kept in
-            ``start.json``, with the thresholds that training begins with.
+        start: the run that the recipe begins with, where it does; one that is resumed needs none,
+            or the same: its folder, for the last checkpoint, or one of its checkpoints. A ReLU
+            network is converted; of one that spikes, what it learnt and its thresholds are taken
+            over. Kept in ``start.json``, with the thresholds that training begins with.
         progress: show a progress bar.
 
     Raises:
@@ -60,15 +62,18 @@ def train(
             f"recipe is {recipe.name}, expected one with a method: it only converts the network of "
             f"{recipe.settings['start']} (snnkern convert RUN --recipe {recipe.name})"
         )
-    device = device or default_device()
+    where = usable_device(device)
     epochs = recipe.settings["epochs"] if epochs is None else epochs
+    check_int("epochs", epochs, 1)  # now, not after the conversion
     seed = recipe.settings.get("seed", 0) if seed is None else seed
     begun = resume and (folder / "last.safetensors").exists()
-    if not begun:
+    if begun:
+        _check_same_start(folder, start)
+    else:
         _check_start(recipe, folder, start)
-    ranks = Ranks(torch.device(device))
+    ranks = Ranks(where)
     torch.manual_seed(seed)
-    model = recipe.model().to(device)
+    model = recipe.model().to(where)
     split = recipe.split(data)
     with threads(recipe.settings.get("threads")):
         if start is not None and not begun:
@@ -107,7 +112,16 @@ def _check_start(recipe: Recipe, folder: Path, start: Path | None) -> None:
             f"start is missing, expected the folder of a run of {needed}, with whose network "
             f"{recipe.name} begins (snnkern train --start); snnkern train {needed} makes one"
         )
-    check_free(folder)  # now, not after the conversion
+    check_free(folder)
+
+
+def _check_same_start(folder: Path, start: Path | None) -> None:
+    kept = folder / "start.json"
+    before = json.loads(kept.read_text(encoding="utf-8"))["start"] if kept.exists() else None
+    if start is not None and (before is None or start.resolve() != Path(before).resolve()):
+        raise ValueError(
+            f"start is {start}, expected {before}, with which the run in {folder} began, or none"
+        )
 
 
 def _loader(
