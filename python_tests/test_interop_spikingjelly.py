@@ -288,6 +288,22 @@ def test_eval_mode_passes_no_gradient_unless_corrected() -> None:
             assert torch.allclose(own_v, fused_v, rtol=1e-5)
 
 
+def test_an_attack_has_its_gradient_in_eval_mode() -> None:
+    x = images(6, 3, 50)
+    for make in (NODES["LIF"], NODES["IF"]):
+        _, fused, _ = twins(make())
+        fused.step_mode = "m"
+        grads = []
+        for training in (True, False):
+            functional.reset_net(fused)
+            fused.train(training)
+            leaf = x.clone().requires_grad_()
+            with gradient(fused, Triangle(2.0)):
+                grads.append(torch.autograd.grad(fused(leaf).sum(), leaf)[0])
+        assert torch.equal(grads[0], grads[1])
+        assert grads[0].count_nonzero() > 0
+
+
 @pytest.mark.skipif(not HAS_TRANSITIONS, reason="0.0.0.0.14 has scripted parts")
 @pytest.mark.parametrize("name", ["LIF", "PLIF", "IF soft"])
 def test_a_compiler_sees_it_whole(name: str) -> None:

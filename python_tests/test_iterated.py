@@ -608,10 +608,12 @@ def test_impossible_attacks_are_refused(
         make()
 
 
-@pytest.mark.parametrize(("loss", "classes", "least"), [("dlr", 2, 3), ("targeted-dlr", 3, 4)])
+@pytest.mark.parametrize(
+    ("loss", "classes", "least"), [("dlr", 2, 3), ("targeted-dlr", 3, 4), ("targeted-dlr", 1, 4)]
+)
 def test_too_few_classes_are_refused(loss: Any, classes: int, least: int) -> None:
     net = linear_net(torch.zeros(classes, 4), torch.zeros(classes))
     x, y = batch(dtype=torch.float32)
     expected = f"loss is '{loss}' and model gives {classes} classes, expected {least} or more"
     with pytest.raises(ValueError, match=expected):
-        APGD(0.1, loss=loss)(net, x, y.clamp(max=1))
+        APGD(0.1, loss=loss)(net, x, y.clamp(max=min(1, classes - 1)))

@@ -119,7 +119,7 @@ class Iterated(Attack):
         victims = [victim]
         if self.loss == "targeted-dlr":
             assert victim.clean is not None
-            wrong = victim.clean.shape[1] - 1
+            wrong = max(victim.clean.shape[1] - 1, 1)  # too few classes are refused by the loss
             victims = [victim.aiming(rank) for rank in range(min(self.targets, wrong))]
         runs = [aimed for aimed in victims for _ in range(self.restarts)]
         if len(runs) == 1:

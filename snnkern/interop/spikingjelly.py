@@ -136,8 +136,11 @@ class FusedNode14(FusedNode):
 
     @property
     def without_gradient(self) -> bool:
-        """Whether spikes pass no gradient on: those of its scripted steps in eval mode do not."""
-        return not self.training and not self.corrected
+        """Whether spikes pass no gradient on: those of its scripted steps in eval mode do not.
+
+        Unless ``snnkern.gradient`` asks for one: attacks are crafted in eval mode.
+        """
+        return not self.training and not self.corrected and self.gradient_mode is None
 
     def fused_options(self, x: Tensor) -> dict[str, Any]:
         """In eval mode the reset passes no gradient on either."""
