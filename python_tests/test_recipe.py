@@ -201,6 +201,9 @@ def test_settings_of_what_is_converted() -> None:
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([1e-4] * 5 + [5e-5] * 5 + [2.5e-5] * 5)
+    optimizer = hybrid.optimizer(nn.Linear(1, 1))
+    hybrid.schedule(optimizer, 1)  # snnkern train --epochs 1: a third of that is no epoch
+    assert optimizer.param_groups[0]["lr"] == 1e-4
     assert not Recipe.load("sharmin_vgg11_c100_conv").trains
 
 

@@ -46,11 +46,14 @@ def cosine(optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
 def multistep(
     optimizer: torch.optim.Optimizer, epochs: int, at: Iterable[float], factor: float
 ) -> LRScheduler:
-    """Multiplies the rate by ``factor`` after each of the shares ``at`` of all epochs."""
+    """Multiplies the rate by ``factor`` after each of the shares ``at`` of all epochs.
+
+    Rounded to an epoch, and never before the first.
+    """
     check_number("factor", factor, low=0, open_low=True)
     for share in at:
         check_number("at", share, low=0, high=1)
-    return MultiStepLR(optimizer, [round(share * epochs) for share in at], factor)
+    return MultiStepLR(optimizer, [max(1, round(share * epochs)) for share in at], factor)
 
 
 def constant(optimizer: torch.optim.Optimizer, epochs: int) -> None:
