@@ -290,7 +290,7 @@ void for_each_surrogate(const LifBackward<F>& p, std::int64_t begin, std::int64_
     }
     choice = next;
   });
-  f(*choice, from, end);
+  if (choice) f(*choice, from, end);  // none where there are no neurons
 }
 
 }  // namespace snnkern::cpu
