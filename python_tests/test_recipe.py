@@ -694,12 +694,12 @@ def test_the_recipes_on_digits_train(name: str, tmp_path: Path) -> None:
 
 
 def shortened(name: str) -> Recipe:
-    """A recipe of the papers with twenty time steps at most."""
+    """A recipe of the papers with twenty time steps at most, a hundred to balance thresholds."""
     settings = Recipe.load(name).settings
     model = settings["model"] | {"timesteps": min(settings["model"]["timesteps"], 20)}
     changed: dict[str, Any] = {"model": model}
     if "convert" in settings:
-        changed["convert"] = settings["convert"] | {"calibration_timesteps": 20}
+        changed["convert"] = settings["convert"] | {"calibration_timesteps": 100}
     return Recipe.of(name, settings | changed)
 
 
