@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -668,10 +669,18 @@ def test_training_a_residual_network_of_packing_layers(build: Any) -> None:
     assert results[0][1].any()
 
 
-def test_certificates_refuse_residual_networks() -> None:
-    model = resnet12(3, 2, input_shape=(1, 8, 8))
-    with pytest.raises(TypeError, match="model holds a Residual, which has no interval rule"):
-        snnkern.certify.verify(model, images(1, 1, 8, 8), torch.tensor([0]), 0.01)
+@pytest.mark.parametrize("build", [resnet12, resnet20, wrn16_4])
+def test_bounds_of_residual_networks_hold(build: Callable[..., SpikingNetwork]) -> None:
+    torch.manual_seed(0)
+    model = build(3, 2, input_shape=(1, 8, 8), threshold=0.1).eval()
+    x, y, eps = images(2, 1, 8, 8), torch.tensor([0, 2]), 0.02
+    lower = snnkern.certify.bounds(model, x - eps, x + eps, y, method="ibp")
+    assert lower.isfinite().all()
+    for _ in range(20):
+        logits = model(x + eps * (2 * torch.rand_like(x) - 1)).detach()
+        others = torch.stack([row[torch.arange(3) != c] for row, c in zip(logits, y, strict=True)])
+        margins = logits.gather(1, y[:, None]) - others
+        assert (margins >= lower).all()
 
 
 def test_papers_and_images_that_no_resnet_has_are_refused() -> None:
