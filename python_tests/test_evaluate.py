@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import snnkern
-from python_tests.helpers import assert_same_bits
+from python_tests.helpers import assert_same_bits, leave
 from python_tests.networks import assert_unchanged, linear_net, snapshot, tiny_net
 from snnkern._intervals import wilson
 from snnkern.attacks import (
@@ -299,7 +299,7 @@ def of_a_rank(rank: int, folder: Path) -> None:
             ),
         ]
         torch.save([vars(result) for result in results], folder / f"{rank}.pt")
-        torch.distributed.barrier()  # none leaves while another still talks to it
+        leave()
     finally:
         torch.distributed.destroy_process_group()
 

@@ -21,6 +21,7 @@ from python_tests.helpers import (
     assert_within,
     golden,
     laid_out,
+    leave,
     lif,
     norm_lif,
     random,
@@ -268,8 +269,7 @@ def _one_rank(
         assert_within(results.pop("gradient"), whole["gradient"][:, rank::2], tolerance)
         for name, value in results.items():
             assert_within(value, whole[name], tolerance, name)
-    dist.barrier()  # none leaves while another still talks to it
-    dist.destroy_process_group()
+    leave()
 
 
 def _results(x: Tensor, mode: str | None, **options: Any) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from python_tests.helpers import (
     RUNNABLE,
     assert_same_bits,
     laid_out,
+    leave,
     lif,
     random,
     raw_neuron,
@@ -418,8 +419,7 @@ def train_one_rank(rank: int, folder: str) -> None:
     grads = {name: p.grad for name, p in net.module.named_parameters()}
     torch.save(grads, f"{folder}/{rank}.pt")
     del net
-    dist.barrier()  # none leaves while another still talks to it
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes_get_the_gradient_of_one(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
+from python_tests.helpers import leave
 from python_tests.networks import tiny_net
 from snnkern.attacks import BIM
 from snnkern.data import digits
@@ -192,7 +193,7 @@ def rank(method: str, folder: Path, batch: int, rank: int, every: int | None = N
     try:
         model, _ = shared(method, folder / "run", batch, every=every)
         save_checkpoint(folder / f"rank{rank}.safetensors", {"model": model.state_dict()})
-        torch.distributed.barrier()  # none leaves while another still talks to it
+        leave()
     finally:
         torch.distributed.destroy_process_group()
 
