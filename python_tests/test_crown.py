@@ -21,6 +21,7 @@ from python_tests.test_certify import (
     Case,
     boxes,
     build,
+    cases,
     excess,
     golden_network,
     margins_of,
@@ -109,25 +110,7 @@ def test_golden_losses_and_gradients(name: str) -> None:
 # Soundness
 
 
-CASES = st.builds(
-    Case,
-    shape=st.sampled_from(["fc", "conv", "current"]),
-    timesteps=st.integers(1, 5),
-    reset=st.sampled_from(RESETS),
-    strict=st.booleans(),
-    leak=st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]),
-    threshold=st.sampled_from([0.25, 0.3, 0.5, 1.0]),
-    per_channel=st.booleans(),
-    v_reset=st.sampled_from([0.0, 0.0, -0.5, 0.25]),
-    v_init=st.sampled_from([None, None, 0.25, 1.5]),
-    bias=st.booleans(),
-    readout=st.sampled_from(["mean", "sum"]),
-    spiking_output=st.booleans(),
-    lattice=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.float32, torch.float64]),
-    radius=st.sampled_from([0.0, 1 / 256, 0.02, 0.125]),
-    seed=st.integers(0, 2**31),
-)
+CASES = cases(0.0, 1 / 256, 0.02, 0.125)
 
 
 @given(CASES)

@@ -1,6 +1,6 @@
 """Training methods, and the loop that runs them."""
 
-from snnkern.training.adversarial import AdversarialTraining
+from snnkern.training.adversarial_training import AdversarialTraining
 from snnkern.training.checkpoint import load_checkpoint, save_checkpoint
 from snnkern.training.fit import fit
 from snnkern.training.hire import HIRE
@@ -9,7 +9,7 @@ from snnkern.training.method import Losses, Memory, Method, Natural
 from snnkern.training.rat import RAT, orthogonal_retraction, simplex_projection
 from snnkern.training.robust_finetune import RobustFinetune
 from snnkern.training.run import EpochRecord, read_metrics
-from snnkern.training.spike_time import SpikeTimeFinetune
+from snnkern.training.spike_time_finetune import SpikeTimeFinetune
 from snnkern.training.trades import TRADES, trades_loss
 
 __all__ = [

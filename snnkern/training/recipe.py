@@ -23,13 +23,13 @@ from snnkern.convert import convert
 from snnkern.data import Samples, Split, loader
 from snnkern.models import SpikingNetwork
 from snnkern.surrogate import Surrogate
-from snnkern.training.adversarial import AdversarialTraining
+from snnkern.training.adversarial_training import AdversarialTraining
 from snnkern.training.hire import HIRE
 from snnkern.training.mart import MART
 from snnkern.training.method import Method, Natural
 from snnkern.training.rat import RAT
 from snnkern.training.robust_finetune import RobustFinetune
-from snnkern.training.spike_time import SpikeTimeFinetune
+from snnkern.training.spike_time_finetune import SpikeTimeFinetune
 from snnkern.training.trades import TRADES
 
 Table = dict[str, Any]
