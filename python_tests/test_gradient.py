@@ -461,3 +461,14 @@ def test_rules_without_a_point_have_no_derivative() -> None:
         with pytest.raises(ValueError, match="has no derivative at a point"):
             rule().derivative(torch.zeros(1))
     assert_within(HART(0.5).derivative(torch.zeros(1)), torch.tensor([2.0]), 0)
+
+
+def test_bptr_compiles() -> None:
+    net, (x, _) = tiny_net(4).double().eval(), images()
+    x.requires_grad_()
+    torch.compiler.reset()
+    with snnkern.gradient(net, "rate"):
+        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+        (actual,) = torch.autograd.grad(compiled(x).sum(), x)
+        (expected,) = torch.autograd.grad(net(x).sum(), x)
+    assert_within(actual, expected, 1e-12)

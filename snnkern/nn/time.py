@@ -74,7 +74,8 @@ class TimeDistributed(GradientMode):
                 held: Tensor = Held.apply(once, timesteps)
                 return held
             return once.expand(timesteps, *once.shape)
-        if self.through_rate and self._is_affine():
+        # A compiler sees no tensors to look at: there every step goes back, to the same sum.
+        if self.through_rate and not torch.compiler.is_compiling() and self._is_affine():
             result: Tensor = RateDistributed.apply(x, self.module, *self.module.parameters())
             return result
         merged: Tensor = self.module(x.flatten(0, 1))
