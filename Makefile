@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Not for demo and build: a newcomer's compiler may warn of what ours do not.
 test lint cmake: export SNNKERN_WERROR := 1
 
-.PHONY: help demo test lint format bench gpu build cmake clean
+.PHONY: help demo test lint format docs bench gpu build cmake clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -33,6 +33,10 @@ format: build  ## format all sources
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format $(CODE) -i
+
+docs: build  ## build the documentation into build/docs, a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "Documentation: build/docs/index.html"
 
 bench: build  ## run the benchmarks
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only

@@ -10,19 +10,21 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import snnkern
-from snnkern.cli import main
+from snnkern.cli import BROKEN_PIPE, INTERRUPTED, main, parser
 from snnkern.data import digits
 from snnkern.report import Study
 from snnkern.training import EpochRecord, load_checkpoint
 from snnkern.training.recipe import Recipe
+from snnkern.training.run import read_metrics
 from snnkern.training.start import load_run
 
-COMMANDS = ("demo", "train", "convert", "attack", "info")
+COMMANDS = ("demo", "train", "convert", "attack", "certify", "report", "info", "completion")
 
 
 def leave(*arguments: str) -> int:
@@ -39,35 +41,38 @@ def test_help_says_what_it_does_with_one_example(
 ) -> None:
     assert leave(*filter(None, [command]), "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
-    examples = re.findall(r"example: snnkern (\w+)", text)
-    assert examples == [command or "demo"]
+    assert "examples: snnkern " in text
+    if command:
+        assert set(re.findall(r"snnkern (\w+)", text)) == {command}
     assert len(re.findall(r"[.]( |$)", text)) >= 1
     if not command:
         for name in COMMANDS:
             assert f" {name} " in text
 
 
-def test_the_examples_of_the_help_are_accepted(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called: list[object] = []
-    monkeypatch.setattr("snnkern.demo.demo", lambda *options: called.append(options))
-    monkeypatch.setattr("snnkern.cli._train", called.append)
-    monkeypatch.setattr("snnkern.cli._convert", called.append)
-    monkeypatch.setattr("snnkern.cli._attack", called.append)
-    for command in COMMANDS:
-        leave(command, "--help")
-        example = re.search(r"example: snnkern (.*)", capsys.readouterr().out)
-        assert example is not None
-        assert main(example[1].split()) == 0
-    demo, train, convert, attack = called
-    assert demo == (Path("runs/demo"), 0, 40, True)
-    assert isinstance(train, argparse.Namespace)
-    assert (train.recipe, train.folder) == ("digits_rat", Path("runs/digits_rat"))
-    assert isinstance(convert, argparse.Namespace)
-    assert (convert.run, convert.timesteps) == (Path("runs/digits_ann"), 8)
-    assert isinstance(attack, argparse.Namespace)
-    assert (attack.run, attack.eps) == (Path("runs/digits_rat"), 0.1)
+def test_the_examples_of_the_help_are_accepted() -> None:
+    (commands,) = [
+        action.choices
+        for action in parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
+    assert tuple(commands) == COMMANDS
+    for name, command in commands.items():
+        assert command.epilog is not None
+        examples = re.findall(r"^  snnkern (.*)", command.epilog, flags=re.MULTILINE)
+        assert examples
+        for example in examples:
+            options = parser().parse_args(example.partition(" > ")[0].split())
+            assert options.command == name
+
+
+def test_exit_statuses_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    leave("--help")
+    told = capsys.readouterr().out
+    for status, words in ((0, "done"), (1, "it could not"), (2, "the command was not")):
+        assert f"{status} {words}" in told
+    assert f"{INTERRUPTED} interrupted" in told
+    assert f"{BROKEN_PIPE} whoever read" in told
 
 
 def test_options_reach_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_options_reach_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr("snnkern.demo.demo", lambda *options: called.append(options))
     arguments = ["demo", "--folder", str(tmp_path), "--seed", "3", "--epochs", "2", "--quiet"]
     assert main(arguments) == 0
-    assert called == [(tmp_path, 3, 2, False)]
+    assert called == [(tmp_path, 3, 2, False, False)]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +91,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     assert capsys.readouterr() == (snnkern.info() + "\n", "")
+    assert main(["info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["version"] == snnkern.__version__
+    assert told["backends"] == snnkern.backends()
 
 
 @pytest.mark.parametrize(
@@ -209,11 +218,13 @@ def test_options_reach_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("snnkern.training.attack.attack_run", attack_run)
     assert main(["attack", "run"]) == 0
-    line = "attack run --eps 8/255 --attacks fgsm square --data digits --images 5 --batch-size 3"
+    line = (
+        "attack run --eps 8/255 0.1 --attacks fgsm square --data digits --images 5 --batch-size 3"
+    )
     assert main([*line.split(), "--no-checks", "--seed", "2", "--device", "cpu", "--quiet"]) == 0
     plain: dict[str, object] = dict.fromkeys(("eps", "data", "images", "device"))
     given: dict[str, object] = {
-        "eps": 8 / 255,
+        "eps": [8 / 255, 0.1],
         "attacks": ["fgsm", "square"],
         "data": Path("digits"),
         "images": 5,
@@ -256,7 +267,7 @@ def test_attack_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert "| worst case |" in text
     assert "| one step beats many by |" in text
     for arguments, message in (
-        (["--attacks", "fgms"], "attacks has 'fgms', expected some of fgsm, pgd20, .*strongest"),
+        (["--attacks", "fgms"], "attacks has 'fgms', expected some of fgsm, pgd20, .*members19"),
         (["--eps", "-1"], "eps is -1.0, expected a finite number of at least 0"),
         (["--images", "0"], "images is 0, expected an int of at least 1"),
     ):
@@ -314,6 +325,87 @@ def test_convert_then_train(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     line = ["train", "digits_converted", "--folder", snn, "--epochs", "1", *quiet]
     assert main([*line, *start]) == 0
     assert capfd.readouterr().out.startswith("Digits, converted: test accuracy")
+
+
+def test_results_as_json_are_all_that_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    options = ["--device", "cpu", "--json", "--quiet"]
+
+    def results(*arguments: str) -> dict[str, Any]:
+        assert main([*arguments, *options]) == 0
+        told = capfd.readouterr()
+        assert told.err == ""
+        found: dict[str, Any] = json.loads(told.out)
+        return found
+
+    trained = results("train", "digits_natural", "--epochs", "1", "--folder", run)
+    (record,) = read_metrics(tmp_path / "run")
+    assert (trained["folder"], trained["epochs"]) == (run, 1)
+    assert trained["test_accuracy"] == record.val_accuracy
+    few = ["--images", "10"]
+    attacked = results("attack", run, "--attacks", "fgsm", "--no-checks", *few)
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert written["attacks"]["fgsm"]["predictions"] == attacked["attacks"]["fgsm"]["predictions"]
+    certified = results("certify", run, "--eps", "0.001", "1/255", *few)
+    assert [c["eps"] for c in certified["certificates"]] == [0.001, 1 / 255]
+    told = results("report", run, "--images", "4")
+    page = tmp_path / "run" / "report.html"
+    assert (told["html"], told["markdown"]) == (str(page), str(page.with_suffix(".md")))
+    assert told["networks"][0]["attacked"][0]["name"] == "fgsm"
+    assert any("members19" in line for line in told["networks"][0]["missing"])
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
+def test_several_runs_are_reported_where_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("")
+        about = {"settings": {}, "versions": {"machine": "one"}}
+        (folder / "run.json").write_text(json.dumps(about))
+    assert main(["report", "a", "b", "--quiet"]) == 0
+    assert (tmp_path / "runs" / "report" / "report.html").is_file()
+    assert main(["report", "a", "b", "--folder", "there", "--quiet"]) == 0
+    assert (tmp_path / "there" / "report.md").is_file()
+    assert main(["report", "a", "--quiet"]) == 0
+    assert (tmp_path / "a" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if not os.environ.get("CI"):
+        pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for command in COMMANDS:
+        assert command in script
+    assert "checkpoint-every" in script
+
+
+def test_completion_without_shtab_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 1
+    assert_one_line(capsys.readouterr().err, "pip install 'snnkern.completion.'")
+
+
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "snnkern.cli", "info"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        told = process.stderr.read()
+        assert (process.wait(60), told) == (BROKEN_PIPE, b"")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -41,6 +41,7 @@ def assert_consistent(study: Study) -> None:
         for one in (fgsm, pgd, certificate):
             assert one.eps == demo.CURVE_EPS
             assert one.count == 360
+            assert network.clean is not None
             assert one.value[0] == network.clean.value
         for name, drawn in (("FGSM", fgsm), ("PGD-20", pgd)):
             assert scores[name].eps == ATTACK_EPS
@@ -52,8 +53,10 @@ def assert_consistent(study: Study) -> None:
         for attacked in (fgsm, pgd):
             assert all(c <= a for c, a in zip(certificate.value, attacked.value, strict=True))
         assert list(certificate.value) == sorted(certificate.value, reverse=True)
-        assert network.spikes_per_image > 0
-        assert network.seconds > 0
+        assert (network.spikes_per_image or 0) > 0
+        assert (network.seconds or 0) > 0
+        assert len(network.layers) == 3
+        assert network.energy is not None
         for sample in network.samples:
             assert np.abs(sample.adversarial - sample.clean).max() <= ATTACK_EPS + 1e-6
             assert len(sample.rasters) == 3
@@ -62,7 +65,7 @@ def assert_consistent(study: Study) -> None:
 def test_a_short_demo_is_consistent(short: tuple[Study, Path]) -> None:
     study, _ = short
     assert_consistent(study)
-    assert study.timesteps == 8
+    assert [network.timesteps for network in study.networks] == [8, 8]
     assert study.provenance["seed"] == "1"
     assert study.provenance["command"] == "snnkern demo --seed 1 --epochs 2"
     for network in study.networks:
@@ -108,6 +111,7 @@ def test_the_robust_network_is_robust(tmp_path: Path, monkeypatch: pytest.Monkey
     assert_consistent(study)
     for network in study.networks:
         assert len(network.history) == 40
+        assert network.clean is not None
         assert network.clean.value > 0.9
     pgd = {network.name: curve(network, "PGD-20").value for network in study.networks}
     at = demo.CURVE_EPS.index(ATTACK_EPS)

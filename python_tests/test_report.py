@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from snnkern._intervals import wilson
 from snnkern.report import (
     Curve,
+    Energy,
     Epoch,
+    Layer,
+    Membrane,
     NetworkResult,
     Sample,
     Score,
@@ -33,6 +36,10 @@ from snnkern.report import (
 from snnkern.report.figures import (
     amplification,
     difference_picture,
+    energy,
+    layers,
+    members,
+    membranes,
     picture,
     raster,
     robustness,
@@ -48,6 +55,7 @@ DIGITS = {
     7: "0ffffff0 000000f0 00000f00 0000f000 000f0000 000f0000 00f00000 00f00000",
 }
 TIMESTEPS = 8
+FIGURES = ("robustness", "members", "training", "layers", "energy")
 EPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
 
 
@@ -66,11 +74,15 @@ def example_sample(label: int, wrong: int, generator: np.random.Generator, moved
     clean = digit(label, generator)
     step = 0.1 * np.sign(generator.normal(size=clean.shape))
     rasters = {}
+    membranes = {}
     for layer, neurons, rate in (("conv1", 1024, 0.22), ("conv2", 512, 0.12), ("hidden", 64, 0.3)):
         rates = rate * 2 * generator.beta(0.6, 1.2, neurons)
         before = generator.random((TIMESTEPS, neurons)) < rates
         after = before ^ (generator.random(before.shape) < moved * rates)
         rasters[layer] = (before, after)
+        membranes[layer] = Membrane(
+            neurons // 3, 0.25, *generator.normal(size=(2, TIMESTEPS)).astype(np.float32)
+        )
     return Sample(
         label=label,
         clean=clean,
@@ -80,6 +92,7 @@ def example_sample(label: int, wrong: int, generator: np.random.Generator, moved
         eps=0.1,
         attack="PGD-20",
         rasters=rasters,
+        membranes=membranes,
     )
 
 
@@ -101,6 +114,7 @@ def example_network(
             epoch,
             2.3 * float(np.exp(-epoch / (3 + 2 * seed))) + 0.05 * float(generator.random()),
             1 - 0.8 * float(np.exp(-epoch / (2 + 2 * seed))) - 0.02 * float(generator.random()),
+            None if seed == 2 and epoch % 2 else 0.5 + 0.4 * float(generator.random()),
         )
         for epoch in range(1, 21)
     )
@@ -108,6 +122,7 @@ def example_network(
     return NetworkResult(
         name=name,
         method=method,
+        timesteps=TIMESTEPS,
         clean=Score("clean", 0.0, share(0.0, 0.0), count),
         attacked=(
             Score("FGSM", 0.1, share(0.1, falls[0]), count),
@@ -121,7 +136,16 @@ def example_network(
             curve("PGD-20", "attack", falls[1]),
             curve("S-IBP", "certificate", certified),
         ),
+        members=tuple(
+            Score(gradient, 0.1, share(0.1, fall), count)
+            for gradient, fall in (("Triangle(1)", 4.0), ("rate", 2.0), ("relu", 3.0 + seed))
+        ),
         history=history,
+        layers=tuple(
+            Layer(f"{number} (layers.{number})", 2**number, *generator.random(2).tolist(), *more)
+            for number, more in enumerate(generator.uniform(0, 9, (3, 2)).tolist(), start=1)
+        ),
+        energy=Energy(51.2 * seed, 48.1 * seed, 140.0 + seed),
         samples=tuple(
             example_sample(label, wrong if moved > 1 else label, generator, moved)
             for label, wrong in ((3, 5), (5, 3), (0, 6), (7, 9))
@@ -146,7 +170,6 @@ def example_study() -> Study:
             "command": "snnkern demo --seed 0",
         },
         dataset="digits, 1,437 train and 360 test images of 8x8",
-        timesteps=TIMESTEPS,
         networks=(
             example_network("Natural", "cross-entropy", 1, (7.0, 12.0), 60.0),
             example_network("RAT", "single-step attacks", 2, (3.0, 4.0), 15.0),
@@ -215,6 +238,11 @@ def page_of(study: Study, folder: Path) -> Page:
     return Page(write_report(study, folder).read_text(encoding="utf-8"))
 
 
+def alone(study: Study) -> Study:
+    """Its first network alone: half as much to draw."""
+    return dataclasses.replace(study, networks=study.networks[:1])
+
+
 def small_study() -> Study:
     study = example_study()
     networks = tuple(dataclasses.replace(n, samples=n.samples[:1]) for n in study.networks)
@@ -248,7 +276,7 @@ def test_the_table_of_results_holds_the_numbers_of_the_study(study: Study, html:
         scores = (network.clean, *network.attacked, network.certified)
         assert row == [
             [network.name, network.method],
-            *([percent(s.value), interval(s.value, s.count)] for s in scores),
+            *([percent(s.value), interval(s.value, s.count)] for s in scores if s is not None),
             [f"{network.spikes_per_image:,.0f}"],
             [f"{network.seconds:,.1f}"],
         ]
@@ -284,8 +312,13 @@ def test_the_numbers_behind_the_training_are_the_history(study: Study, html: str
     for network in study.networks:
         (_, *rows) = page.tables[page.captions.index(f"{network.name}: training")]
         assert rows == [
-            [[str(e.epoch)], [f"{e.loss:.4f}"], [percent(e.accuracy)]] for e in network.history
+            [[str(e.epoch)], [f"{e.loss:.4f}"], [percent(e.accuracy)], [validated(e)]]
+            for e in network.history
         ]
+
+
+def validated(epoch: Epoch) -> str:
+    return "\N{EN DASH}" if epoch.val_accuracy is None else percent(epoch.val_accuracy)
 
 
 def test_the_numbers_behind_a_raster_count_the_spikes(study: Study) -> None:
@@ -309,7 +342,9 @@ def test_a_raster_draws_each_spike_once_where_it_belongs() -> None:
     adversarial = clean.copy()
     clean[0, 0] = clean[1, 1] = adversarial[1, 1] = adversarial[3, 2] = adversarial[2, 2] = True
     sample = dataclasses.replace(
-        small_study().networks[0].samples[0], rasters={"layer": (clean, adversarial)}
+        small_study().networks[0].samples[0],
+        rasters={"layer": (clean, adversarial)},
+        membranes={},
     )
     drawing = raster(sample, "r")
     assert drawing is not None
@@ -324,6 +359,140 @@ def test_a_raster_draws_each_spike_once_where_it_belongs() -> None:
     assert marks("attack") == [2, 1]
 
 
+def paths(svg: str, colour: str) -> list[NDArray[np.float64]]:
+    """The points of every line of a colour, in the order in which they are drawn."""
+    style = rf'style="fill: none;[^"]*stroke: var\(--{colour}\)'
+    found = re.findall(rf'<path d="([^"]*)"[^>]*{style}', svg)
+    return [np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path), dtype=float) for path in found]
+
+
+def assert_drawn(path: NDArray[np.float64], x: Any, y: Any) -> None:
+    """The path has these points, up to where the axes stand and how large they are."""
+    assert len(path) == len(x)
+    for drawn, values, sign in ((path[:, 0], x, 1), (path[:, 1], y, -1)):
+        slope, start = np.polyfit(np.asarray(values, dtype=float), drawn, 1)
+        np.testing.assert_allclose(slope * np.asarray(values) + start, drawn, atol=2e-3)
+        assert slope * sign > 0
+
+
+def test_the_lines_of_robustness_are_the_curves(study: Study) -> None:
+    drawing = robustness(study)
+    assert drawing is not None
+    drawn = {kind: paths(drawing.svg, kind) for kind in ("attack", "certificate")}
+    for network in study.networks:
+        for curve in network.curves:
+            assert_drawn(drawn[curve.kind].pop(0), curve.eps, curve.value)
+
+
+def test_the_lines_of_training_are_the_history(study: Study) -> None:
+    drawing = training(study)
+    assert drawing is not None
+    for number, network in enumerate(study.networks):
+        drawn = paths(drawing.svg, f"series{number}")
+        epochs = [epoch.epoch for epoch in network.history]
+        assert_drawn(drawn[0], epochs, [epoch.loss for epoch in network.history])
+        assert_drawn(drawn[1], epochs, [epoch.accuracy for epoch in network.history])
+        measured = [e for e in network.history if e.val_accuracy is not None]
+        assert len(measured) == (20, 10)[number]
+        assert_drawn(drawn[2], [e.epoch for e in measured], [e.val_accuracy for e in measured])
+
+
+def test_the_lines_of_layers_are_their_measures(study: Study) -> None:
+    drawing = layers(study)
+    assert drawing is not None
+    for number, (network, table) in enumerate(zip(study.networks, drawing.tables, strict=True)):
+        drawn = paths(drawing.svg, f"series{number}")
+        for path, part in zip(drawn, ("clean", "rate_distance", "train_distance"), strict=False):
+            assert_drawn(path, (1, 2, 3), [getattr(layer, part) for layer in network.layers])
+        for row, layer in zip(table.rows, network.layers, strict=True):
+            assert [cell.text for cell in row] == [
+                layer.name,
+                str(layer.neurons),
+                f"{layer.clean:.4f}",
+                f"{layer.adversarial:.4f}",
+                f"{layer.rate_distance:.4g}",
+                f"{layer.train_distance:.4g}",
+            ]
+
+
+def test_the_bars_of_energy_are_as_long_as_it_is_large(study: Study) -> None:
+    drawing = energy(study)
+    assert drawing is not None
+    lengths = []
+    for colour in ("certificate", "attack", "both"):
+        found = re.findall(rf'<path d="([^"]*)"[^>]*style="fill: var\(--{colour}\)"', drawing.svg)
+        for path in found[:2]:
+            across = [float(x) for x in re.findall(r"[ML] ([-\d.]+)", path)]
+            lengths.append(max(across) - min(across))
+    expected = [
+        getattr(network.energy, part)
+        for part in ("clean", "adversarial", "dense")
+        for network in study.networks
+    ]
+    np.testing.assert_allclose(
+        np.array(lengths) / lengths[0], np.array(expected) / expected[0], atol=1e-3
+    )
+    numbers = [[cell.text for cell in row[1:]] for row in drawing.tables[0].rows]
+    assert numbers[1] == ["0.1024", "0.0962", "0.142"]
+
+
+def test_the_heat_of_members_is_what_they_break(study: Study) -> None:
+    first, second = study.networks
+    fewer = dataclasses.replace(second, members=second.members[1:])
+    drawing = members(dataclasses.replace(study, networks=(first, fewer)))
+    assert drawing is not None
+    heat = re.findall(
+        r'<path d="M ([-\d.]+) ([-\d.]+)[^"]*"[^>]*style="fill: var\(--attack\); opacity: ([\d.]+)',
+        drawing.svg,
+    )
+    cells = [score for network in (first, fewer) for score in network.members]
+    assert len(heat) == len(cells) == 5
+    shares = [1 - float(opacity) / 0.55 for *_, opacity in heat]
+    np.testing.assert_allclose(shares, [score.value for score in cells], atol=1e-5)
+    assert heat[1][1] == heat[3][1]  # one row, two columns
+    assert float(heat[1][0]) < float(heat[3][0])
+    rows = [[cell.text for cell in row] for row in drawing.tables[0].rows]
+    values = [percent(score.value) for score in cells]
+    assert rows == [
+        ["Triangle(1)", values[0], "\N{EN DASH}"],
+        ["rate", values[1], values[3]],
+        ["relu", values[2], values[4]],
+    ]
+
+
+def test_the_membranes_are_the_traces_and_their_strokes_the_spikes(study: Study) -> None:
+    sample = study.networks[0].samples[0]
+    drawing = membranes(sample, "m")
+    assert drawing is not None
+    drawn = {kind: paths(drawing.svg, kind) for kind in ("certificate", "attack")}
+    steps = range(1, TIMESTEPS + 1)
+    for layer, membrane in sample.membranes.items():
+        kinds = (("certificate", membrane.clean), ("attack", membrane.adversarial))
+        for (kind, trace), train in zip(kinds, sample.rasters[layer], strict=True):
+            line = drawn[kind].pop(0)
+            assert_drawn(line, steps, trace)
+            fired = np.flatnonzero(train[:, membrane.neuron])
+            strokes = [drawn[kind].pop(0) for _ in fired]
+            assert [stroke[0, 0] for stroke in strokes] == [line[step, 0] for step in fired]
+            assert all(len(stroke) == 2 for stroke in strokes)
+    for step, row in enumerate(drawing.tables[0].rows):
+        traces = [t for m in sample.membranes.values() for t in (m.clean, m.adversarial)]
+        assert [cell.text for cell in row] == [
+            str(step + 1),
+            *(f"{trace[step]:.4g}" for trace in traces),
+        ]
+
+
+def test_what_is_missing_is_said(study: Study, tmp_path: Path) -> None:
+    line = "Certified share: snnkern certify RUN"
+    lacking = with_networks(study, missing=(line,), samples=(), history=(), layers=())
+    page = page_of(lacking, tmp_path)
+    assert "missing" in page.sections
+    assert page.texts.count(line) == 2
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.count(f"- {line}") == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "missing"),
     [
@@ -331,6 +500,10 @@ def test_a_raster_draws_each_spike_once_where_it_belongs() -> None:
         ({"history": ()}, {"training"}),
         ({"curves": ()}, {"robustness"}),
         ({"attacked": ()}, set()),
+        ({"members": ()}, {"members"}),
+        ({"layers": ()}, {"layers"}),
+        ({"energy": None}, {"energy"}),
+        ({"clean": None, "spikes_per_image": None, "seconds": None}, set()),
         ({"certified": None}, set()),
         (
             {"samples": (), "history": (), "curves": (), "attacked": (), "certified": None},
@@ -341,8 +514,8 @@ def test_a_raster_draws_each_spike_once_where_it_belongs() -> None:
 def test_what_is_missing_is_left_out(
     study: Study, tmp_path: Path, changes: dict[str, Any], missing: set[str]
 ) -> None:
-    page = page_of(with_networks(study, **changes), tmp_path)
-    everything = {"results", "robustness", "training", "samples", "rasters"}
+    page = page_of(with_networks(alone(study), **changes), tmp_path)
+    everything = {"results", *FIGURES, "samples", "rasters"}
     assert page.sections == everything - missing
     names = [cell[0] for cell in page.tables[0][0]]
     assert ("FGSM" in names) == ("attacked" not in changes)
@@ -350,9 +523,12 @@ def test_what_is_missing_is_left_out(
 
 
 def test_samples_without_spikes_have_no_rasters(study: Study, tmp_path: Path) -> None:
-    bare = [dataclasses.replace(sample, rasters={}) for sample in study.networks[0].samples]
-    page = page_of(with_networks(study, samples=tuple(bare)), tmp_path)
-    assert page.sections == {"results", "robustness", "training", "samples"}
+    bare = [
+        dataclasses.replace(sample, rasters={}, membranes={})
+        for sample in study.networks[0].samples
+    ]
+    page = page_of(with_networks(alone(study), samples=tuple(bare)), tmp_path)
+    assert page.sections == {"results", *FIGURES, "samples"}
 
 
 def test_networks_measured_differently_share_a_table(study: Study, tmp_path: Path) -> None:
@@ -385,6 +561,7 @@ def test_names_are_shown_as_they_are_and_never_run(study: Study, tmp_path: Path)
                 first.samples[0],
                 attack=evil,
                 rasters={evil: next(iter(first.samples[0].rasters.values()))},
+                membranes={evil: next(iter(first.samples[0].membranes.values()))},
             ),
         ),
     )
@@ -425,7 +602,7 @@ def test_ids_are_unique_and_every_reference_finds_one(html: str) -> None:
 
 def test_figures_take_their_colours_from_the_page(html: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(drawings) == 2 + 2
+    assert len(drawings) == len(FIGURES) + 2 * 2
     for svg in drawings:
         ElementTree.fromstring(svg.replace("xlink:href", "href"))
         assert re.findall(r"#[0-9a-f]{6}", svg) == []
@@ -454,7 +631,7 @@ def test_any_number_of_networks_is_drawn(study: Study, networks: int) -> None:
         dataclasses.replace(study.networks[0], name=f"network {n}") for n in range(networks)
     )
     changed = dataclasses.replace(study, networks=many)
-    for draw in (robustness, training):
+    for draw in (robustness, training, layers):
         drawing = draw(changed)
         assert drawing is not None
         assert len(drawing.tables) == networks
@@ -511,7 +688,7 @@ def test_coloured_images_are_drawn(study: Study, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     clean = generator.random((3, 4, 4), dtype=np.float32)
     sample = dataclasses.replace(study.networks[0].samples[0], clean=clean, adversarial=clean)
-    assert "samples" in page_of(with_networks(study, samples=(sample,)), tmp_path).sections
+    assert "samples" in page_of(with_networks(alone(study), samples=(sample,)), tmp_path).sections
     grey = decode(difference_picture(sample, 1), tmp_path)[..., :3]
     assert set(np.unique(grey)) == {128}
 
@@ -522,7 +699,7 @@ def test_json_round_trip_is_exact(study: Study, tmp_path: Path) -> None:
     exact.save(tmp_path)
     loaded = Study.load(tmp_path)
     assert loaded == exact
-    assert loaded.networks[0].clean.value == value
+    assert loaded.networks[0].clean == Score("clean", 0.0, value, 7)
     for before, after in zip(study.networks[0].samples, loaded.networks[0].samples, strict=True):
         assert list(before.rasters) == list(after.rasters)
         assert after.clean.dtype == np.float32
@@ -547,14 +724,14 @@ def test_a_study_of_another_kind_is_refused(study: Study, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"study\.npz must be the file written with"):
         Study.load(tmp_path / "one")
     (tmp_path / "one" / "study.json").write_text(json.dumps({**numbers, "format": 99}))
-    with pytest.raises(ValueError, match="must have format 1, got 99"):
+    with pytest.raises(ValueError, match="must have format 2, got 99"):
         Study.load(tmp_path / "one")
 
 
 def test_writing_leaves_no_other_files(study: Study, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     for _ in range(2):
-        write_report(study, folder)
+        write_report(with_networks(alone(study), samples=()), folder)
         study.save(folder)
     assert {path.name for path in folder.iterdir()} == {
         "report.html",
@@ -570,6 +747,10 @@ def image(*shape: int, dtype: Any = np.float32) -> NDArray[Any]:
 
 def spikes(*shape: int) -> NDArray[np.bool_]:
     return np.zeros(shape, dtype=np.bool_)
+
+
+def trace() -> NDArray[np.float32]:
+    return np.zeros(2, dtype=np.float32)
 
 
 def sample_with(**changes: Any) -> Sample:
@@ -618,6 +799,22 @@ def sample_with(**changes: Any) -> Sample:
         (lambda: sample_with(rasters={"a": (image(2, 2),) * 2}), TypeError, r"rasters\['a'\]"),
         (lambda: sample_with(rasters={"a": (spikes(2),) * 2}), ValueError, r"rasters.*\[2\]"),
         (
+            lambda: sample_with(membranes={"a": Membrane(0, 1.0, *[trace()] * 2)}),
+            ValueError,
+            r"membranes\['a'\] must be of a neuron in rasters, got neuron 0 with 2 steps",
+        ),
+        (
+            lambda: sample_with(
+                rasters={"a": (spikes(2, 3),) * 2},
+                membranes={"a": Membrane(3, 1.0, *[trace()] * 2)},
+            ),
+            ValueError,
+            r"membranes\['a'\] must be .* got neuron 3",
+        ),
+        (lambda: Layer("a", 0, 0.1, 0.1, 1.0, 1.0), ValueError, "neurons must be at least 1"),
+        (lambda: Layer("a", 3, 1.5, 0.1, 1.0, 1.0), ValueError, "clean must .* got 1.5"),
+        (lambda: Energy(1.0, -1.0, 1.0), ValueError, "adversarial must .* got -1.0"),
+        (
             lambda: sample_with(rasters={"a": (spikes(2, 3), spikes(2, 4))}),
             ValueError,
             r"rasters\['a'\] must have one shape .* \[2, 3\] and \[2, 4\]",
@@ -638,7 +835,7 @@ def test_studies_that_contradict_themselves_are_refused(study: Study) -> None:
     with pytest.raises(ValueError, match="names must differ from one another, got 'Natural' twice"):
         dataclasses.replace(study, networks=(study.networks[0],) * 2)
     with pytest.raises(ValueError, match=r"rasters\['conv1'\] of 'Natural' must have 4 .* got 8"):
-        dataclasses.replace(study, timesteps=4)
+        with_networks(study, timesteps=4)
     with pytest.raises(ValueError, match="attacked must differ"):
         with_networks(study, attacked=(Score("a", 0.1, 0.5, 5), Score("a", 0.1, 0.4, 5)))
     with pytest.raises(TypeError, match=r"provenance\['seed'\] must be a str, got 0"):

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
@@ -19,17 +18,16 @@ from snnkern.attacks import FGSM, PGD, Attack, evaluate
 from snnkern.certify import verify
 from snnkern.data import digits, loader
 from snnkern.models import SpikingNetwork, conv_net
-from snnkern.nn import watch_spikes
 from snnkern.report import (
     Curve,
     Epoch,
     NetworkResult,
-    Sample,
     Score,
     Study,
     table_text,
     write_report,
 )
+from snnkern.report.network import show
 from snnkern.training import RAT, Method, Natural, fit
 
 TIMESTEPS = 8
@@ -37,6 +35,7 @@ ATTACK_EPS = 0.1
 CERTIFIED_EPS = 0.005
 CURVE_EPS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
 SAMPLES_SHOWN = 4
+LOOKED_AT = 64
 
 
 def small_network() -> SpikingNetwork:
@@ -106,7 +105,6 @@ def run_demo(folder: Path, seed: int = 0, epochs: int = 40, progress: bool = Tru
             f"Handwritten digits of scikit-learn, 8x8 pixels: {len(split.train):,} to train, "
             f"{len(split.test):,} to test"
         ),
-        timesteps=TIMESTEPS,
         networks=tuple(networks),
     )
     study.save(folder)
@@ -164,9 +162,14 @@ def measure(
     curves.append(
         Curve("S-IBP, S-CROWN", "certificate", CURVE_EPS, tuple(certified.values()), count)
     )
+    # One image each of the first classes, among the first images.
+    some, of_some = images[:LOOKED_AT], labels[:LOOKED_AT]
+    chosen = [int((of_some == digit).nonzero()[0]) for digit in range(SAMPLES_SHOWN)]
+    shown = show(model, some, of_some, PGD(ATTACK_EPS, steps=20), "PGD-20", chosen, seed)
     return NetworkResult(
         name=name,
         method=method,
+        timesteps=TIMESTEPS,
         clean=Score("clean", 0.0, clean, count),
         attacked=(
             Score("FGSM", ATTACK_EPS, result.accuracy(f"FGSM {ATTACK_EPS}"), count),
@@ -177,47 +180,18 @@ def measure(
         seconds=seconds,
         curves=tuple(curves),
         history=history,
-        samples=shown_samples(model, images, labels, seed),
+        layers=shown.layers,
+        energy=shown.energy,
+        samples=shown.samples,
     )
 
 
-def shown_samples(
-    model: SpikingNetwork, images: Tensor, labels: Tensor, seed: int
-) -> tuple[Sample, ...]:
-    """One image each of the first classes, its PGD twin, and the spikes of both."""
-    chosen = [int((labels == digit).nonzero()[0]) for digit in range(SAMPLES_SHOWN)]
-    x, y = images[chosen], labels[chosen]
-    twins = PGD(ATTACK_EPS, steps=20)(model, x, y, torch.Generator().manual_seed(seed))
-    spikes: dict[str, Tensor] = {}
-    model.eval()
-    with torch.no_grad(), watch_spikes(model, spikes.__setitem__):
-        predictions = model(torch.cat([x, twins])).argmax(1).tolist()
-    half = len(chosen)
-    return tuple(
-        Sample(
-            label=int(y[i]),
-            clean=x[i].numpy(),
-            adversarial=twins[i].numpy(),
-            predicted_clean=predictions[i],
-            predicted_adversarial=predictions[half + i],
-            eps=ATTACK_EPS,
-            attack="PGD-20",
-            rasters={
-                f"layer {number}": (
-                    layer[:, i].flatten(1).bool().numpy(),
-                    layer[:, half + i].flatten(1).bool().numpy(),
-                )
-                for number, layer in enumerate(spikes.values(), start=1)
-            },
-        )
-        for i in range(half)
-    )
-
-
-def demo(folder: Path, seed: int, epochs: int, progress: bool) -> None:
-    """Runs the demo and tells on the terminal what came out."""
+def demo(folder: Path, seed: int, epochs: int, progress: bool, quiet: bool = False) -> Study:
+    """Runs the demo, and tells on the terminal what came out unless it is to be ``quiet``."""
     start = time.perf_counter()
     torch.set_num_threads(1)  # layers this small lose more to threads than they gain
     study = run_demo(folder, seed, epochs, progress)
-    print(table_text(study))
-    print(f"\nReport: {folder / 'report.html'}   ({time.perf_counter() - start:.0f} s in all)")
+    if not quiet:
+        print(table_text(study))
+        print(f"\nReport: {folder / 'report.html'}   ({time.perf_counter() - start:.0f} s in all)")
+    return study

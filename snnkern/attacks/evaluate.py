@@ -24,7 +24,15 @@ from snnkern.attacks.sandwich import check_certificates, check_sandwich
 from snnkern.attacks.stateless import Stateless, stateless
 from snnkern.certify import Certificate
 from snnkern.measures import Cost, counting
-from snnkern.nn import LIF, RateCoding, check_stateless, evaluation_mode, watch_spikes
+from snnkern.nn import (
+    LIF,
+    Gradient,
+    RateCoding,
+    check_stateless,
+    evaluation_mode,
+    watch_spikes,
+)
+from snnkern.surrogate import Surrogate
 
 if TYPE_CHECKING:
     from snnkern.attacks.checks import Check
@@ -52,6 +60,7 @@ class Evaluation:
         eps: by attack: the size that it was allowed, in its own norm.
         certificates: which samples are certified, and within which radius.
         checks: whether the attacks can be trusted; see ``snnkern.attacks.check``.
+        gradients: by attack, the gradient that it took instead of the model's own, in words.
         model: the network in words: its class, T, neurons, reset, coding and surrogates.
     """
 
@@ -66,6 +75,7 @@ class Evaluation:
     eps: dict[str, float] = field(default_factory=dict)
     certificates: tuple[Certificate, ...] = ()
     checks: tuple[Check, ...] = ()
+    gradients: dict[str, str] = field(default_factory=dict)
     model: dict[str, str] = field(default_factory=dict)
 
     def correct(self, attack: str = CLEAN) -> Tensor:
@@ -144,6 +154,7 @@ class Evaluation:
                         "interval": self.interval(name),
                         "eps": self.eps.get(name, 0.0),
                         "configuration": self.attacks.get(name, "none"),
+                        "gradient": self.gradients.get(name),
                         "spikes_per_image": self.spikes_per_image.get(name),
                         "energy_pj": self.energy.get(name),
                         "seconds": self.seconds[name],
@@ -184,7 +195,8 @@ class Evaluation:
             return tuple(cells)
 
         rows = [row(name, self.correct(name), name) for name in self.predictions]
-        rows.append(row("worst case", self.worst_case()))
+        if len(self.predictions) > 1:
+            rows.append(row("worst case", self.worst_case()))
         rows += [row(name, mask) for name, mask in self.certified().items()]
         head = ("attack", "accuracy, %", "spikes per image", "nJ per image", "seconds")
         return Table(
@@ -321,6 +333,11 @@ def evaluate(
         eps={name: attack.eps for name, attack in attacks.items()},
         certificates=certificates,
         checks=tuple(checks),
+        gradients={
+            name: gradient_words(attack.gradient)
+            for name, attack in attacks.items()
+            if attack.gradient is not None
+        },
         model=_in_words(model),
     )
     correct = {name: evaluation.correct(name) for name in evaluation.predictions}
@@ -414,6 +431,16 @@ def _merged(batches: list[_Batch], samples: int | None) -> dict[str, Any]:
         "energy": sums("energy", len(positions)),
         "seconds": sums("seconds"),
     }
+
+
+def gradient_words(gradient: Gradient) -> str:
+    """A gradient in short words: ``Triangle(0.25)``, or ``rate``."""
+    if not isinstance(gradient, Surrogate):
+        return str(gradient)
+    values = vars(gradient).items()
+    numbers = [f"{value:g}" for _, value in values if type(value) in (int, float)]
+    more = ["normalized"] if gradient.normalized else []
+    return f"{type(gradient).__name__}({', '.join(numbers + more)})".removesuffix("()")
 
 
 def _in_words(model: nn.Module) -> dict[str, str]:

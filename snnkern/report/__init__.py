@@ -1,11 +1,24 @@
 """Reports: what a study measured, as one page, as Markdown and as a table for the terminal."""
 
 from snnkern.report.page import table_text, write_report
-from snnkern.report.study import Curve, Epoch, NetworkResult, Sample, Score, Study
+from snnkern.report.study import (
+    Curve,
+    Energy,
+    Epoch,
+    Layer,
+    Membrane,
+    NetworkResult,
+    Sample,
+    Score,
+    Study,
+)
 
 __all__ = [
     "Curve",
+    "Energy",
     "Epoch",
+    "Layer",
+    "Membrane",
     "NetworkResult",
     "Sample",
     "Score",

@@ -10,7 +10,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -24,13 +24,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, PathPatch
+from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from snnkern.report.study import Curve, CurveKind, NetworkResult, Sample, Study
-from snnkern.report.table import MISSING, Cell, Table, eps_text, interval, percent
+from snnkern.report.study import Curve, CurveKind, Layer, NetworkResult, Sample, Score, Study
+from snnkern.report.table import MISSING, Cell, Table, eps_text, interval, percent, score_cell
 
 _SERIES = 6
 _COLOURS = (
@@ -74,6 +74,9 @@ _NO_PNG_METADATA: dict[str, Any] = {"Software": None}
 _WIDTH = 9.0
 _RASTER_COLUMNS = 4
 _RASTER_NEURONS = 64
+# How opaque the cell of a member is that breaks all: the number in it stays readable.
+_HEAT = 0.55
+_HEAT_COLUMNS = 6
 # From this ratio of largest to smallest positive eps on, a linear axis would squeeze the small
 # sizes, where certificates live, against its edge.
 _WIDE_EPS = 25.0
@@ -160,7 +163,8 @@ def training(study: Study) -> Drawing | None:
         return None
     with _style():
         figure = Figure(figsize=(_WIDTH, 2.7), dpi=72, layout=_layout())
-        left, right = _panels(figure, 1, 2, 2)
+        tested = [network for network in networks if _tested(network)]
+        left, right, *rest = _panels(figure, 1, 2 + bool(tested), 2 + bool(tested))
         legend: list[tuple[Artist, str]] = []
         for number, network in enumerate(networks):
             style = _series_style(number, len(network.history))
@@ -168,10 +172,15 @@ def training(study: Study) -> Drawing | None:
             left.plot(epochs, [epoch.loss for epoch in network.history], **style)
             right.plot(epochs, [epoch.accuracy for epoch in network.history], **style)
             legend.append((Line2D([], [], **style), network.name))
+            if network in tested:
+                rest[0].plot(*zip(*_tested(network), strict=True), **style)
         left.set_title("Loss")
         right.set_title("Training accuracy")
-        right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
-        for axes in (left, right):
+        for axes in rest:
+            axes.set_title("Test accuracy")
+        for axes in (right, *rest):
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
+        for axes in (left, right, *rest):
             axes.set_xlabel("epoch")
             axes.grid(axis="y")
             axes.set_axisbelow(True)
@@ -184,10 +193,222 @@ def training(study: Study) -> Drawing | None:
         )
         svg = _svg(figure, "training", alt)
     caption = (
-        "Measured on the images the network was trained on, as its method presents them. "
-        "Losses of different methods are different functions and do not compare."
+        "Loss and training accuracy are those on the images the network was trained on, as its "
+        "method presents them. Losses of different methods are different functions and do not "
+        "compare."
     )
     return Drawing(svg, alt, caption, tuple(_history_table(network) for network in networks))
+
+
+def members(study: Study) -> Drawing | None:
+    """Accuracy under one attack through one gradient after the other, member against network."""
+    networks = [network for network in study.networks if network.members]
+    if not networks:
+        return None
+    names = _ordered(score.name for network in networks for score in network.members)
+    grid = [{score.name: score for score in network.members} for network in networks]
+    rows, columns = len(names), len(networks)
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 0.7 + 0.26 * rows), dpi=72, layout=_layout())
+        axes = figure.subplots()
+        for column, scores in enumerate(grid):
+            for row, name in enumerate(names):
+                if name not in scores:
+                    text = MISSING
+                else:
+                    broken = 1 - scores[name].value
+                    text = percent(scores[name].value)
+                    axes.add_patch(
+                        Rectangle(
+                            (column + 0.02, row + 0.04), 0.96, 0.92, linewidth=0,
+                            facecolor=_PLACEHOLDER["attack"], alpha=_HEAT * broken,
+                        )
+                    )  # fmt: skip
+                axes.text(column + 0.5, row + 0.53, text, ha="center", va="center")
+        axes.set_xlim(0, max(columns, _HEAT_COLUMNS))
+        axes.set_ylim(rows, 0)
+        axes.set_xticks(
+            [column + 0.5 for column in range(columns)],
+            [f"{network.name}\nε = {_sizes(network.members)}" for network in networks],
+        )
+        axes.set_yticks([row + 0.5 for row in range(rows)], names)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        alt = "Accuracy under each member of the ensemble. " + " ".join(
+            f"{network.name}: from {percent(min(shares))} % to {percent(max(shares))} %."
+            for network in networks
+            for shares in [[score.value for score in network.members]]
+        )
+        svg = _svg(figure, "members", alt)
+    table = Table(
+        "Share of images that stay right under each member alone, in %, 95 % Wilson interval",
+        (Cell("member"), *(Cell(n.name, f"ε = {_sizes(n.members)}") for n in networks)),
+        tuple(
+            (Cell(name), *(score_cell(scores.get(name), show_count=False) for scores in grid))
+            for name in names
+        ),
+    )
+    caption = (
+        "Share of test images, in %, that stay right when the attack differentiates the neurons by "
+        "this gradient alone. The deeper the colour, the more it breaks. No single gradient breaks "
+        "every network best: that is why an ensemble attacks."
+    )
+    return Drawing(svg, alt, caption, (table,))
+
+
+def layers(study: Study) -> Drawing | None:
+    """Activity of every layer, and how far an attack moves its spikes."""
+    networks = [network for network in study.networks if network.layers]
+    if not networks:
+        return None
+    panels: tuple[tuple[str, Callable[[Layer], float]], ...] = (
+        ("Spikes per neuron and step", lambda layer: layer.clean),
+        ("Distance of firing rates", lambda layer: layer.rate_distance),
+        ("Distance of spike trains", lambda layer: layer.train_distance),
+    )
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 2.7), dpi=72, layout=_layout())
+        legend: list[tuple[Artist, str]] = []
+        axes_of = _panels(figure, 1, len(panels), len(panels))
+        for number, network in enumerate(networks):
+            style = _series_style(number, len(network.layers))
+            at = range(1, len(network.layers) + 1)
+            legend.append((Line2D([], [], **style), network.name))
+            for axes, (_, value) in zip(axes_of, panels, strict=True):
+                axes.plot(at, [value(layer) for layer in network.layers], **style)
+        for axes, (title, _) in zip(axes_of, panels, strict=True):
+            axes.set_title(title)
+            axes.set_xlabel("layer of neurons")
+            axes.set_ylim(bottom=0)
+            axes.grid(axis="y")
+            axes.set_axisbelow(True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _legend(figure, legend)
+        alt = "Activity and distances per layer. " + " ".join(
+            f"{network.name}: {network.layers[0].clean:.3g} spikes per neuron and step in its "
+            f"first layer, {network.layers[-1].clean:.3g} in its last."
+            for network in networks
+        )
+        svg = _svg(figure, "layers", alt)
+    caption = (
+        "Left: how often neurons fire on clean images. Middle and right: the l2 distance of firing "
+        "rates (Kundu et al. 2021, definition 2) and of spike trains (Ding et al. 2022, eq. 12) "
+        "between images and their adversarial twins, the mean over images; the attack is that of "
+        "the images below."
+    )
+    return Drawing(svg, alt, caption, tuple(_layer_table(network) for network in networks))
+
+
+def energy(study: Study) -> Drawing | None:
+    """Energy of one inference of every network, clean, attacked, and as a ReLU network."""
+    networks = [network for network in study.networks if network.energy]
+    if not networks:
+        return None
+    kinds = (
+        ("clean", "certificate", "spiking, clean image"),
+        ("adversarial", "attack", "spiking, adversarial image"),
+        ("dense", "both", "the same layers as a ReLU network"),
+    )
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 0.9 + 0.62 * len(networks)), dpi=72, layout=_layout())
+        axes = figure.subplots()
+        for place, (kind, colour, _) in enumerate(kinds):
+            axes.barh(
+                [number + 0.25 * (place - 1) for number in range(len(networks))],
+                [getattr(network.energy, kind) / 1000 for network in networks],
+                height=0.22, color=_PLACEHOLDER[colour], linewidth=0,
+            )  # fmt: skip
+        axes.set_yticks(range(len(networks)), [network.name for network in networks])
+        axes.set_ylim(len(networks) - 0.5, -0.5)
+        axes.set_xlabel("nanojoules per image")
+        axes.tick_params(length=0)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        _legend(
+            figure,
+            [(Patch(facecolor=_PLACEHOLDER[c], linewidth=0), label) for _, c, label in kinds],
+        )
+        table = Table(
+            "Nanojoules per image",
+            (Cell("network"), *(Cell(label) for _, _, label in kinds)),
+            tuple(
+                (
+                    Cell(network.name),
+                    *(Cell(f"{getattr(network.energy, kind) / 1000:,.4g}") for kind, _, _ in kinds),
+                )
+                for network in networks
+            ),
+        )
+        alt = "Energy per image. " + " ".join(
+            f"{row[0].text}: {row[1].text} nJ spiking, {row[3].text} nJ as a ReLU network."
+            for row in table.rows
+        )
+        svg = _svg(figure, "energy", alt)
+    caption = (
+        "Of the 32-bit arithmetic alone, in 45 nm CMOS, memory and wires left out (Kundu et al. "
+        "2021, section 5.4): a spike costs an addition, an image or an activation a multiplication."
+    )
+    return Drawing(svg, alt, caption, (table,))
+
+
+def membranes(sample: Sample, prefix: str) -> Drawing | None:
+    """The membrane of one neuron of each layer in time, clean and attacked.
+
+    Args:
+        sample: the sample, with `membranes` of float32 [T].
+        prefix: makes the ids in the SVG unique on the page.
+    """
+    if not sample.membranes:
+        return None
+    columns = min(_RASTER_COLUMNS, len(sample.membranes))
+    rows = math.ceil(len(sample.membranes) / columns)
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 0.3 + 2.1 * rows), dpi=72, layout=_layout())
+        panels = _panels(figure, rows, columns, len(sample.membranes))
+        for axes, (layer, membrane) in zip(panels, sample.membranes.items(), strict=True):
+            steps = np.arange(1, len(membrane.clean) + 1)
+            axes.axhline(
+                membrane.threshold, color=_PLACEHOLDER["muted"], linewidth=0.9, dashes=(3, 2)
+            )
+            traces = (membrane.clean, membrane.adversarial)
+            low = min(0.0, *(float(trace.min()) for trace in traces))
+            high = max(membrane.threshold, *(float(trace.max()) for trace in traces))
+            tick = 0.09 * (high - low)
+            spikes = sample.rasters[layer]
+            for place, (trace, train, colour, dash) in enumerate(
+                zip(traces, spikes, ("certificate", "attack"), _DASHES[:2], strict=True)
+            ):
+                axes.plot(steps, trace, color=_PLACEHOLDER[colour], linestyle=dash)
+                bottom = high + tick * (0.6 + 1.3 * place)
+                axes.vlines(
+                    steps[train[:, membrane.neuron]], bottom, bottom + tick,
+                    color=_PLACEHOLDER[colour], linewidth=1.6,
+                )  # fmt: skip
+            axes.set_ylim(low - tick, high + 3.4 * tick)
+            axes.set_title(layer)
+            axes.set_xlabel(f"time step, neuron {membrane.neuron:,}")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        _legend(
+            figure,
+            [
+                (Line2D([], [], color=_PLACEHOLDER["certificate"]), "clean"),
+                (Line2D([], [], color=_PLACEHOLDER["attack"], linestyle=_DASHES[1]), "adversarial"),
+                (
+                    Line2D([], [], color=_PLACEHOLDER["muted"], linewidth=0.9, dashes=(3, 2)),
+                    "threshold",
+                ),
+            ],
+        )
+        alt = "Membranes. " + " ".join(
+            f"{layer}, neuron {m.neuron}: {m.clean[-1]:.3g} after the last step clean, "
+            f"{m.adversarial[-1]:.3g} adversarial."
+            for layer, m in sample.membranes.items()
+        )
+        svg = _svg(figure, prefix, alt)
+    return Drawing(svg, alt, "", (_membrane_table(sample),))
 
 
 def raster(sample: Sample, prefix: str) -> Drawing | None:
@@ -403,15 +624,69 @@ def _curve_cell(curve: Curve, eps: float) -> Cell:
     return Cell(percent(value), interval(value, curve.count))
 
 
+def _tested(network: NetworkResult) -> list[tuple[int, float]]:
+    return [(e.epoch, e.val_accuracy) for e in network.history if e.val_accuracy is not None]
+
+
 def _history_table(network: NetworkResult) -> Table:
+    tested = dict(_tested(network))
     return Table(
         f"{network.name}: training",
-        (Cell("epoch"), Cell("loss"), Cell("accuracy %")),
+        (Cell("epoch"), Cell("loss"), Cell("accuracy %"), *([Cell("test %")] if tested else [])),
         tuple(
-            (Cell(str(epoch.epoch)), Cell(f"{epoch.loss:.4f}"), Cell(percent(epoch.accuracy)))
+            (
+                Cell(str(epoch.epoch)),
+                Cell(f"{epoch.loss:.4f}"),
+                Cell(percent(epoch.accuracy)),
+                *([Cell(percent(tested[epoch.epoch]))] if epoch.epoch in tested else []),
+                *([Cell(MISSING)] if tested and epoch.epoch not in tested else []),
+            )
             for epoch in network.history
         ),
     )
+
+
+def _layer_table(network: NetworkResult) -> Table:
+    return Table(
+        f"{network.name}: layers of neurons",
+        (
+            Cell("layer"),
+            Cell("neurons"),
+            Cell("clean", "spikes per neuron and step"),
+            Cell("adversarial", "spikes per neuron and step"),
+            Cell("rates", "distance"),
+            Cell("trains", "distance"),
+        ),
+        tuple(
+            (
+                Cell(layer.name),
+                Cell(f"{layer.neurons:,}"),
+                *(Cell(f"{share:.4f}") for share in (layer.clean, layer.adversarial)),
+                *(Cell(f"{d:.4g}") for d in (layer.rate_distance, layer.train_distance)),
+            )
+            for layer in network.layers
+        ),
+    )
+
+
+def _membrane_table(sample: Sample) -> Table:
+    heads, traces = [Cell("time step")], []
+    for layer, membrane in sample.membranes.items():
+        for kind in ("clean", "adversarial"):
+            heads.append(Cell(layer, f"{kind}, neuron {membrane.neuron}"))
+            traces.append(getattr(membrane, kind))
+    steps = len(traces[0])
+    return Table(
+        "Membrane after every step",
+        tuple(heads),
+        tuple(
+            (Cell(str(t + 1)), *(Cell(f"{trace[t]:.4g}") for trace in traces)) for t in range(steps)
+        ),
+    )
+
+
+def _sizes(scores: Sequence[Score]) -> str:
+    return ", ".join(_ordered(eps_text(score.eps) for score in scores))
 
 
 def _raster_table(sample: Sample) -> Table:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from snnkern._files import write_atomically
 from snnkern.report.study import NetworkResult, Score, Study
-from snnkern.report.table import Cell, Table, eps_text, markdown_text, score_cell
+from snnkern.report.table import MISSING, Cell, Table, eps_text, markdown_text, score_cell
 
 
 def write_report(study: Study, folder: str | os.PathLike[str]) -> Path:
@@ -27,8 +27,9 @@ def write_report(study: Study, folder: str | os.PathLike[str]) -> Path:
         ImportError: matplotlib is not installed; the other functions do without it.
     """
     path = Path(folder) / "report.html"
-    write_atomically(path, _page(study).encode())
-    write_atomically(path.with_suffix(".md"), _markdown(study).encode())
+    sections = _sections(study)
+    write_atomically(path, _page(study, sections).encode())
+    write_atomically(path.with_suffix(".md"), _markdown(study, sections).encode())
     return path
 
 
@@ -48,9 +49,14 @@ def summary(study: Study) -> Table:
     head = [Cell("Network", "training"), Cell("Clean", "%")]
     head += [Cell(name, f"%, ε = {eps_text(eps)}") for name, eps in attacks]
     head += [Cell(f"Certified {name}", f"%, ε = {eps_text(eps)}") for name, eps in certificates]
-    head += [Cell("Spikes", "per image"), Cell("Training", "seconds")]
+    lasts = [
+        (Cell("Spikes", "per image"), [n.spikes_per_image for n in study.networks], "{:,.0f}"),
+        (Cell("Training", "seconds"), [n.seconds for n in study.networks], "{:,.1f}"),
+    ]
+    lasts = [last for last in lasts if any(value is not None for value in last[1])]
+    head += [cell for cell, _, _ in lasts]
     rows = []
-    for network in study.networks:
+    for number, network in enumerate(study.networks):
         attacked = {(score.name, score.eps): score for score in network.attacked}
         certified = {(s.name, s.eps): s for s in (network.certified,) if s is not None}
         shares = [network.clean, *map(attacked.get, attacks), *map(certified.get, certificates)]
@@ -58,25 +64,45 @@ def summary(study: Study) -> Table:
             (
                 Cell(network.name, network.method),
                 *(score_cell(score, show_count=show_count) for score in shares),
-                Cell(f"{network.spikes_per_image:,.0f}"),
-                Cell(f"{network.seconds:,.1f}"),
+                *(
+                    Cell(MISSING if (value := values[number]) is None else form.format(value))
+                    for _, values, form in lasts
+                ),
             )
         )
-    images = "" if show_count else f" over n = {counts[0]:,} test images"
+    images = f" over n = {counts[0]:,} test images" if len(counts) == 1 else ""
     caption = f"Shares in %, each with its 95 % Wilson interval{images}."
     return Table(caption, tuple(head), tuple(rows))
 
 
 def _scores(network: NetworkResult) -> list[Score]:
-    certified = [] if network.certified is None else [network.certified]
-    return [network.clean, *network.attacked, *certified]
+    scores = (network.clean, *network.attacked, network.certified)
+    return [score for score in scores if score is not None]
 
 
 def _columns(groups: Iterable[Iterable[Score]]) -> list[tuple[str, float]]:
     return list(dict.fromkeys((score.name, score.eps) for group in groups for score in group))
 
 
-def _page(study: Study) -> str:
+def _sections(study: Study) -> list[dict[str, Any]]:
+    """The figures on the whole study, each with an id and a heading."""
+    from snnkern.report import figures
+
+    drawn = (
+        ("robustness", "Accuracy against ε", figures.robustness(study)),
+        ("members", "Accuracy under each gradient", figures.members(study)),
+        ("training", "Training", figures.training(study)),
+        ("layers", "Activity and distance per layer", figures.layers(study)),
+        ("energy", "Energy", figures.energy(study)),
+    )
+    return [
+        {"id": name, "heading": heading, "drawing": drawing}
+        for name, heading, drawing in drawn
+        if drawing is not None
+    ]
+
+
+def _page(study: Study, sections: list[dict[str, Any]]) -> str:
     from snnkern.report import figures
 
     environment = Environment(
@@ -99,36 +125,70 @@ def _page(study: Study) -> str:
                 "adversarial": figures.picture(sample.adversarial),
                 "difference": figures.difference_picture(sample, factor),
                 "raster": figures.raster(sample, f"raster-{n}-{s}"),
+                "membranes": figures.membranes(sample, f"membranes-{n}-{s}"),
             }
             for s, sample in enumerate(network.samples)
         ]
         twins.append({"network": network, "factor": factor, "cards": cards})
     return environment.get_template("page.html.jinja").render(
         study=study,
+        facts=_facts(study),
         summary=summary(study),
-        robustness=figures.robustness(study),
-        training=figures.training(study),
+        sections=sections,
         twins=twins,
         has_rasters=any(card["raster"] for twin in twins for card in twin["cards"]),
+        has_membranes=any(card["membranes"] for twin in twins for card in twin["cards"]),
+        missing=[network for network in study.networks if network.missing],
     )
 
 
-def _markdown(study: Study) -> str:
-    from snnkern.report import figures
-
-    facts = {"dataset": study.dataset, "time steps": str(study.timesteps), **study.provenance}
+def _markdown(study: Study, sections: list[dict[str, Any]]) -> str:
     parts = [f"# {markdown_text(study.title)}"]
     if study.description:
         parts.append(markdown_text(study.description))
-    parts.append(
-        "\n".join(f"- {markdown_text(key)}: {markdown_text(value)}" for key, value in facts.items())
-    )
+    facts = {"dataset": study.dataset, **_facts(study)}
+    parts.append(_list(f"{key}: {value}" for key, value in facts.items()))
     parts += ["## Results", summary(study).markdown()]
-    for heading, drawing in (
-        ("Accuracy against ε", figures.robustness(study)),
-        ("Training", figures.training(study)),
-    ):
-        if drawing:
-            tables = (table.markdown() for table in drawing.tables)
-            parts += [f"## {heading}", markdown_text(drawing.caption), *tables]
+    for section in sections:
+        drawing = section["drawing"]
+        tables = (table.markdown() for table in drawing.tables)
+        parts += [f"## {section['heading']}", markdown_text(drawing.caption), *tables]
+    if any(network.samples for network in study.networks):
+        parts += ["## Images and their adversarial twins", _twins(study).markdown()]
+    for network in study.networks:
+        if network.missing:
+            parts += [f"## Not in this report: {markdown_text(network.name)}"]
+            parts.append(_list(network.missing))
     return "\n\n".join(parts) + "\n"
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
+
+
+def _facts(study: Study) -> dict[str, str]:
+    steps = dict.fromkeys(network.timesteps for network in study.networks)
+    return {
+        "time steps": ", ".join(str(t) if t else "none (ReLU)" for t in steps),
+        **study.provenance,
+    }
+
+
+def _twins(study: Study) -> Table:
+    return Table(
+        "What the networks read; spikes that differ in time or neuron",
+        tuple(map(Cell, ("network", "label", "attack", "ε", "clean", "adversarial", "moved"))),
+        tuple(
+            (
+                Cell(network.name),
+                Cell(str(sample.label)),
+                Cell(sample.attack),
+                Cell(eps_text(sample.eps)),
+                Cell(str(sample.predicted_clean)),
+                Cell(str(sample.predicted_adversarial)),
+                Cell(f"{sum(int((a ^ b).sum()) for a, b in sample.rasters.values()):,}"),
+            )
+            for network in study.networks
+            for sample in network.samples
+        ),
+    )

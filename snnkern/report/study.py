@@ -11,10 +11,10 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from snnkern._intervals import wilson
 CurveKind = Literal["attack", "certificate"]
 Raster = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
-_FORMAT = 1
+_FORMAT = 2
 _JSON_NAME = "study.json"
 _ARRAYS_NAME = "study.npz"
 
@@ -127,16 +127,77 @@ class Curve:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training: its number, mean loss and training accuracy in [0, 1]."""
+    """One epoch of training: its number, mean loss and training accuracy in [0, 1].
+
+    And the accuracy on images that were not trained on, where it was measured.
+    """
 
     epoch: int
     loss: float
     accuracy: float
+    val_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         _check_int("epoch", self.epoch, 0)
         _check_float("loss", self.loss, -math.inf)
         _check_float("accuracy", self.accuracy, 0.0, 1.0)
+        if self.val_accuracy is not None:
+            _check_float("val_accuracy", self.val_accuracy, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer of neurons does, on the mean over images.
+
+    Attributes:
+        name: of the layer.
+        neurons: how many it has.
+        clean: spikes per neuron and time step on clean images.
+        adversarial: the same on attacked ones.
+        rate_distance: l_2 distance of the firing rates, clean and attacked.
+        train_distance: distance D_2 of the spike trains: the root of the number of spikes that
+            differ.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is not as above.
+    """
+
+    name: str
+    neurons: int
+    clean: float
+    adversarial: float
+    rate_distance: float
+    train_distance: float
+
+    def __post_init__(self) -> None:
+        _check_text("name", self.name)
+        _check_int("neurons", self.neurons, 1)
+        for name in ("clean", "adversarial"):
+            _check_float(name, getattr(self, name), 0.0, 1.0)
+        for name in ("rate_distance", "train_distance"):
+            _check_float(name, getattr(self, name), 0.0)
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Picojoules of the arithmetic of one image: clean, attacked, and as a ReLU network."""
+
+    clean: float
+    adversarial: float
+    dense: float
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "adversarial", "dense"):
+            _check_float(name, getattr(self, name), 0.0)
+
+
+class Membrane(NamedTuple):
+    """The membrane of one neuron after every time step, float32 [T], clean and attacked."""
+
+    neuron: int
+    threshold: float
+    clean: NDArray[np.float32]
+    adversarial: NDArray[np.float32]
 
 
 def _check_dtype(name: str, array: object, dtype: str) -> None:
@@ -168,6 +229,17 @@ def _check_raster(name: str, raster: Raster) -> None:
         )
 
 
+def _check_membrane(name: str, membrane: Membrane) -> None:
+    _check_int(f"neuron of {name}", membrane.neuron, 0)
+    _check_float(f"threshold of {name}", membrane.threshold, -math.inf)
+    for trace in (membrane.clean, membrane.adversarial):
+        _check_dtype(name, trace, "float32")
+        if trace.ndim != 1 or trace.shape != membrane.clean.shape or trace.size == 0:
+            raise ValueError(
+                f"{name} must have shape [T] for clean and adversarial, got {list(trace.shape)}"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One image, its adversarial twin, and what the network made of both.
@@ -181,6 +253,7 @@ class Sample:
         eps: size of the perturbation the attack was allowed.
         attack: name of the attack.
         rasters: for each layer the clean and the adversarial spikes, bool [T, neurons] each.
+        membranes: for layers of these the membrane of one neuron, whose spikes stand there.
 
     Raises:
         TypeError, ValueError: naming the argument that is not as above.
@@ -194,6 +267,7 @@ class Sample:
     eps: float
     attack: str
     rasters: Mapping[str, Raster] = field(default_factory=dict)
+    membranes: Mapping[str, Membrane] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("label", "predicted_clean", "predicted_adversarial"):
@@ -210,6 +284,14 @@ class Sample:
         for layer, raster in self.rasters.items():
             _check_text("layer name in rasters", layer)
             _check_raster(f"rasters[{layer!r}]", raster)
+        for layer, membrane in self.membranes.items():
+            _check_membrane(f"membranes[{layer!r}]", membrane)
+            shape = self.rasters[layer][0].shape if layer in self.rasters else (0, 0)
+            if shape[0] != len(membrane.clean) or shape[1] <= membrane.neuron:
+                raise ValueError(
+                    f"membranes[{layer!r}] must be of a neuron in rasters, got neuron "
+                    f"{membrane.neuron} with {len(membrane.clean)} steps for {list(shape)}"
+                )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -231,14 +313,19 @@ class NetworkResult:
     Attributes:
         name: shown in every table and figure; unique in a study.
         method: how it was trained, in a few words.
+        timesteps: T, which is that of the rasters; 0 for a ReLU network.
         clean: accuracy on clean images (eps 0).
         attacked: accuracy under each attack.
         certified: certified share, or None where nothing was certified.
         spikes_per_image: mean number of spikes for one image, over all neurons and time steps.
         seconds: wall time of training.
         curves: accuracy and certified share against eps.
+        members: accuracy under one attack through different gradients, each on its own.
         history: one entry per epoch of training.
+        layers: what its layers do, from the first to the last.
+        energy: of the arithmetic of one image.
         samples: images shown with their adversarial twins.
+        missing: what was not measured, and how it is, in words.
 
     Raises:
         TypeError, ValueError: naming the argument that is not as above.
@@ -246,22 +333,54 @@ class NetworkResult:
 
     name: str
     method: str
-    clean: Score
+    timesteps: int
+    clean: Score | None
     attacked: tuple[Score, ...]
     certified: Score | None
-    spikes_per_image: float
-    seconds: float
+    spikes_per_image: float | None
+    seconds: float | None
     curves: tuple[Curve, ...] = ()
+    members: tuple[Score, ...] = ()
     history: tuple[Epoch, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    energy: Energy | None = None
     samples: tuple[Sample, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_text("name", self.name)
         _check_text("method", self.method)
-        _check_float("spikes_per_image", self.spikes_per_image, 0.0)
-        _check_float("seconds", self.seconds, 0.0)
-        _check_unique("attacked", [(score.name, score.eps) for score in self.attacked])
+        _check_int("timesteps", self.timesteps, 0)
+        for name in ("spikes_per_image", "seconds"):
+            if (value := getattr(self, name)) is not None:
+                _check_float(name, value, 0.0)
+        for line in self.missing:
+            _check_text("missing", line)
+        for name, scores in (("attacked", self.attacked), ("members", self.members)):
+            _check_unique(name, [(score.name, score.eps) for score in scores])
         _check_unique("curves", [(curve.kind, curve.name) for curve in self.curves])
+        _check_unique("layers' names", [layer.name for layer in self.layers])
+        for sample in self.samples:
+            for layer, (clean, _) in sample.rasters.items():
+                if clean.shape[0] != self.timesteps:
+                    raise ValueError(
+                        f"rasters[{layer!r}] of {self.name!r} must have {self.timesteps} time "
+                        f"steps, got {clean.shape[0]}"
+                    )
+
+
+# What of a network is more than a number or a text.
+_PARTS: Mapping[str, type] = {
+    "clean": Score,
+    "attacked": Score,
+    "certified": Score,
+    "curves": Curve,
+    "members": Score,
+    "history": Epoch,
+    "layers": Layer,
+    "energy": Energy,
+    "samples": Sample,
+}
 
 
 @dataclass(frozen=True)
@@ -273,7 +392,6 @@ class Study:
         description: one or two sentences beneath it.
         provenance: what is needed to run it again (date, command, machine, versions, seed).
         dataset: the images, in a few words.
-        timesteps: T of the networks; the rasters have as many time steps.
         networks: at least one, with different names.
 
     Raises:
@@ -284,7 +402,6 @@ class Study:
     description: str
     provenance: Mapping[str, str]
     dataset: str
-    timesteps: int
     networks: tuple[NetworkResult, ...]
 
     def __post_init__(self) -> None:
@@ -293,18 +410,9 @@ class Study:
         for key, value in self.provenance.items():
             _check_text("provenance key", key)
             _check_text(f"provenance[{key!r}]", value)
-        _check_int("timesteps", self.timesteps, 0)
         if not self.networks:
             raise ValueError(f"networks must not be empty, got {self.networks!r}")
         _check_unique("networks' names", [network.name for network in self.networks])
-        for network in self.networks:
-            for sample in network.samples:
-                for layer, (clean, _) in sample.rasters.items():
-                    if clean.shape[0] != self.timesteps:
-                        raise ValueError(
-                            f"rasters[{layer!r}] of {network.name!r} must have "
-                            f"{self.timesteps} time steps, got {clean.shape[0]}"
-                        )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write study.json (numbers) and study.npz (arrays) into `folder`, making it if needed."""
@@ -324,7 +432,6 @@ class Study:
             "description": self.description,
             "provenance": dict(self.provenance),
             "dataset": self.dataset,
-            "timesteps": self.timesteps,
             "networks": [_network_numbers(network) for network in self.networks],
         }
         text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
@@ -367,6 +474,10 @@ def _sample_numbers(sample: Sample) -> dict[str, Any]:
         "eps": sample.eps,
         "attack": sample.attack,
         "layers": list(sample.rasters),
+        "membranes": [
+            {"layer": layer, "neuron": m.neuron, "threshold": m.threshold}
+            for layer, m in sample.membranes.items()
+        ],
     }
 
 
@@ -376,43 +487,48 @@ def _sample_arrays(sample: Sample) -> dict[str, NDArray[Any]]:
     for number, (clean, adversarial) in enumerate(sample.rasters.values()):
         arrays[f"layer{number}.clean"] = clean
         arrays[f"layer{number}.adversarial"] = adversarial
+    for number, membrane in enumerate(sample.membranes.values()):
+        arrays[f"membrane{number}.clean"] = membrane.clean
+        arrays[f"membrane{number}.adversarial"] = membrane.adversarial
     return arrays
 
 
 def _network_numbers(network: NetworkResult) -> dict[str, Any]:
-    return {
-        "name": network.name,
-        "method": network.method,
-        "clean": asdict(network.clean),
-        "attacked": [asdict(score) for score in network.attacked],
-        "certified": None if network.certified is None else asdict(network.certified),
-        "spikes_per_image": network.spikes_per_image,
-        "seconds": network.seconds,
-        "curves": [asdict(curve) for curve in network.curves],
-        "history": [asdict(epoch) for epoch in network.history],
-        "samples": [_sample_numbers(sample) for sample in network.samples],
+    numbers = {
+        part.name: getattr(network, part.name)
+        for part in fields(network)
+        if part.name not in _PARTS
     }
+    for name, kind in _PARTS.items():
+        value = getattr(network, name)
+        if kind is Sample:
+            numbers[name] = [_sample_numbers(sample) for sample in value]
+        elif isinstance(value, tuple):
+            numbers[name] = [asdict(part) for part in value]
+        else:
+            numbers[name] = None if value is None else asdict(value)
+    return numbers
 
 
 def _load_network(
     numbers: dict[str, Any], arrays: Mapping[str, NDArray[Any]], prefix: str
 ) -> NetworkResult:
-    certified = numbers.pop("certified")
-    return NetworkResult(
-        clean=Score(**numbers.pop("clean")),
-        attacked=tuple(Score(**score) for score in numbers.pop("attacked")),
-        certified=None if certified is None else Score(**certified),
-        curves=tuple(
-            Curve(eps=tuple(curve.pop("eps")), value=tuple(curve.pop("value")), **curve)
-            for curve in numbers.pop("curves")
-        ),
-        history=tuple(Epoch(**epoch) for epoch in numbers.pop("history")),
-        samples=tuple(
-            _load_sample(sample, arrays, f"{prefix}.sample{s}")
-            for s, sample in enumerate(numbers.pop("samples"))
-        ),
-        **numbers,
-    )
+    for name, kind in _PARTS.items():
+        value = numbers[name]
+        if kind is Sample:
+            numbers[name] = tuple(
+                _load_sample(sample, arrays, f"{prefix}.sample{s}")
+                for s, sample in enumerate(value)
+            )
+        elif isinstance(value, list):
+            numbers[name] = tuple(kind(**_with_tuples(part)) for part in value)
+        elif value is not None:
+            numbers[name] = kind(**value)
+    return NetworkResult(**_with_tuples(numbers))
+
+
+def _with_tuples(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in numbers.items()}
 
 
 def _load_sample(
@@ -425,9 +541,19 @@ def _load_sample(
         )
         for number, layer in enumerate(numbers.pop("layers"))
     }
+    membranes = {
+        m["layer"]: Membrane(
+            m["neuron"],
+            m["threshold"],
+            arrays[f"{prefix}.membrane{number}.clean"],
+            arrays[f"{prefix}.membrane{number}.adversarial"],
+        )
+        for number, m in enumerate(numbers.pop("membranes"))
+    }
     return Sample(
         clean=arrays[f"{prefix}.clean"],
         adversarial=arrays[f"{prefix}.adversarial"],
         rasters=rasters,
+        membranes=membranes,
         **numbers,
     )

@@ -16,6 +16,7 @@ from snnkern.attacks import (
     FGSM,
     PGD,
     SAPGD,
+    SURROGATE_ENSEMBLE,
     Attack,
     Ensemble,
     Evaluation,
@@ -23,8 +24,10 @@ from snnkern.attacks import (
     check,
     evaluate,
 )
+from snnkern.attacks.evaluate import gradient_words
 from snnkern.data import Samples, loader
 from snnkern.nn import RateCoding
+from snnkern.report.table import eps_text
 from snnkern.training.ranks import Ranks, usable_device
 from snnkern.training.recipe import STAND_INS, Recipe
 from snnkern.training.start import load_run, run_folder, threads
@@ -40,6 +43,8 @@ ATTACKS: dict[str, Callable[[float, int], Attack]] = {
     ),
     "square": lambda eps, eot: Square(eps, 1000, rescale=True, eot=eot),
 }
+# Each gradient of the ensemble by itself, on all images.
+MEMBERS = "members19"
 DEFAULT_ATTACKS = ("fgsm", "pgd20", "strongest")
 DEFAULT_EPS = 8 / 255
 # Draws of an encoder that a gradient is the mean of.
@@ -49,7 +54,7 @@ DRAWS = 10
 def attack_run(
     path: Path,
     *,
-    eps: float | None = None,
+    eps: float | Sequence[float] | None = None,
     attacks: Sequence[str] = DEFAULT_ATTACKS,
     data: Path | None = None,
     images: int | None = None,
@@ -65,9 +70,10 @@ def attack_run(
 
     Args:
         path: of the run; see ``load_run``.
-        eps: size of the perturbations, l_inf; that of the run's training unless given, or 8/255
-            where that has none.
-        attacks: their names in ``ATTACKS``.
+        eps: size of the perturbations, l_inf, or several; that of the run's training unless given,
+            or 8/255 where that has none.
+        attacks: their names in ``ATTACKS``; ``"members19"`` is PGD-20 through each gradient of
+            ``SURROGATE_ENSEMBLE`` by itself, at the size of the training, or else the middle one.
         data: where data sets lie.
         images: how many of the test images, from the first; all unless given.
         batch_size: images that are attacked at once.
@@ -81,25 +87,24 @@ def attack_run(
         ValueError: an unknown attack, or an impossible size or number.
     """
     for name in attacks:
-        if name not in ATTACKS:
-            raise ValueError(f"attacks has {name!r}, expected some of {', '.join(ATTACKS)}")
+        if name not in (*ATTACKS, MEMBERS):
+            known = ", ".join((*ATTACKS, MEMBERS))
+            raise ValueError(f"attacks has {name!r}, expected some of {known}")
     recipe, model = load_run(path)
     where = usable_device(device)
     ranks = Ranks(where)
     model = model.to(where)
-    test: Samples = recipe.split(data).test
-    if images is not None:
-        check_int("images", images, 1)
-        assert isinstance(test, Sized)
-        test = Subset(test, range(min(images, len(test))))
-    check_int("batch_size", batch_size, 1)
-    batches = loader(test, batch_size)
-    size = _trained_eps(recipe) if eps is None else eps
-    eot = DRAWS if _draws(model) else 1
-    # From the weakest to the strongest, and each once.
-    chosen = {name: kind(size, eot) for name, kind in ATTACKS.items() if name in attacks}
-    if not recipe.spikes and "strongest" in chosen:  # there is but one gradient
-        chosen["strongest"] = SAPGD(size, steps=100, stop=True)
+    batches = loader(first_images(recipe.split(data).test, images), batch_size)
+    if eps is None:
+        eps = trained_eps(recipe)
+    sizes = [eps] if isinstance(eps, int | float) else sorted(set(eps))
+    members_at = middle_size(sizes, recipe)
+    chosen: dict[str, Attack] = {}
+    for size in sizes:
+        here = [name for name in attacks if name != MEMBERS or size == members_at]
+        named = _chosen(here, size, DRAWS if draws(model) else 1, recipe.spikes)
+        more = f" {eps_text(size)}" if len(sizes) > 1 else ""
+        chosen |= {f"{name}{more}": attack for name, attack in named.items()}
     checked = [a for a in chosen.values() if isinstance(a, PGD | APGD | SAPGD | Ensemble)]
     with threads(recipe.settings.get("threads")):
         found = (
@@ -109,20 +114,57 @@ def attack_run(
         )
         result = evaluate(model, batches, chosen, checks=found, seed=seed, progress=progress)
     if ranks.rank == 0:
-        folder = run_folder(path)
-        title = recipe.settings["title"]
-        dataset = str(data) if data in STAND_INS else recipe.settings["data"]["name"]
-        text = result.to_json(name=title, dataset=dataset)
-        write_atomically(folder / "evaluation.json", f"{text}\n".encode())
-        markdown = f"# {title}\n\n{result.to_markdown()}\n"
-        write_atomically(folder / "evaluation.md", markdown.encode())
+        write_evaluation(result, path, recipe, data, "evaluation")
     return result
 
 
-def _trained_eps(recipe: Recipe) -> float:
+def write_evaluation(
+    result: Evaluation, path: Path, recipe: Recipe, data: Path | None, name: str
+) -> None:
+    """Writes ``name.json`` and ``name.md`` into the folder of a run."""
+    folder = run_folder(path)
+    title = recipe.settings["title"]
+    dataset = str(data) if data in STAND_INS else recipe.settings["data"]["name"]
+    text = result.to_json(name=title, dataset=dataset)
+    write_atomically(folder / f"{name}.json", f"{text}\n".encode())
+    markdown = f"# {title}\n\n{result.to_markdown()}\n"
+    write_atomically(folder / f"{name}.md", markdown.encode())
+
+
+def first_images(test: Samples, images: int | None) -> Samples:
+    """So many of the test images, from the first; all where that is None."""
+    if images is None:
+        return test
+    check_int("images", images, 1)
+    assert isinstance(test, Sized)
+    return Subset(test, range(min(images, len(test))))
+
+
+def _chosen(attacks: Sequence[str], size: float, eot: int, spikes: bool) -> dict[str, Attack]:
+    """The attacks of these names, from the weakest to the strongest and each once."""
+    chosen = {name: kind(size, eot) for name, kind in ATTACKS.items() if name in attacks}
+    if not spikes and "strongest" in chosen:  # there is but one gradient
+        chosen["strongest"] = SAPGD(size, steps=100, stop=True)
+    if MEMBERS not in attacks:
+        return chosen
+    return {
+        f"pgd20 by {gradient_words(g)}": PGD(size, steps=20, gradient=g, eot=eot)
+        for g in SURROGATE_ENSEMBLE
+    } | chosen
+
+
+def trained_eps(recipe: Recipe) -> float:
+    """The size that a run was trained for, or 8/255."""
     eps = getattr(recipe.method(), "eps", None) if recipe.trains else None
     return eps if isinstance(eps, float) else DEFAULT_EPS
 
 
-def _draws(model: nn.Module) -> bool:
+def middle_size(sizes: Sequence[float], recipe: Recipe | None) -> float:
+    """Of sizes in rising order the one that a run was trained for, or else the middle one."""
+    trained = [] if recipe is None else [trained_eps(recipe)]
+    return next((size for size in trained if size in sizes), sizes[len(sizes) // 2])
+
+
+def draws(model: nn.Module) -> bool:
+    """Whether a network draws its input spikes."""
     return any(isinstance(m, RateCoding) and not m.is_relu for m in model.modules())

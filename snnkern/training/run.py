@@ -148,9 +148,17 @@ def _line(record: EpochRecord) -> str:
 
 
 def read_metrics(folder: Path) -> list[EpochRecord]:
-    """The epochs of a run, from its ``metrics.jsonl``."""
-    lines: Iterable[str] = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [EpochRecord(**json.loads(line)) for line in lines]
+    """The epochs of a run, from its ``metrics.jsonl``.
+
+    Raises:
+        ValueError: the file is corrupt.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
+        return [EpochRecord(**json.loads(line)) for line in lines]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is corrupt or truncated: {error}") from error
 
 
 @contextmanager

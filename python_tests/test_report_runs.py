@@ -1,0 +1,305 @@
+"""A report on runs: what stands in it is what their folders hold and their networks do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import snnkern
+from snnkern.attacks import PGD, SURROGATE_ENSEMBLE
+from snnkern.attacks.evaluate import gradient_words
+from snnkern.certify import verify
+from snnkern.data import digits
+from snnkern.measures import cost, spike_distance, spiking_activity
+from snnkern.nn import watch_spikes
+from snnkern.report import NetworkResult, Study
+from snnkern.report.network import membrane_trace, show
+from snnkern.report.runs import study_of_runs
+from snnkern.training import Natural, fit
+from snnkern.training.attack import attack_run
+from snnkern.training.certify import certify_run
+from snnkern.training.recipe import Recipe
+from snnkern.training.run import read_metrics
+from snnkern.training.start import load_run
+from snnkern.training.train import train
+
+EPS = (0.05, 0.1, 0.15)
+RADII = (0.001, 0.004)
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short training by RAT at eps 0.1, attacked and certified."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    train(Recipe.load("digits_rat"), folder, epochs=2, device="cpu", progress=False)
+    options: dict[str, Any] = {"images": IMAGES, "device": "cpu", "progress": False}
+    names = ("fgsm", "pgd20", "members19")
+    attack_run(folder, eps=EPS, attacks=names, checks=False, **options)
+    certify_run(folder, eps=RADII, batch_size=5, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(run: Path) -> NetworkResult:
+    study = study_of_runs([run], images=IMAGES, device="cpu", progress=False)
+    assert (study.title, study.dataset) == ("Digits, RAT", "digits")
+    (network,) = study.networks
+    assert (network.name, network.timesteps, network.missing) == ("short", 8, ())
+    return network
+
+
+def test_the_curves_are_the_evaluation(run: Path, network: NetworkResult) -> None:
+    found = json.loads((run / "evaluation.json").read_text())["attacks"]
+    clean = found["clean"]["accuracy"]
+    curves = {curve.name: curve for curve in network.curves}
+    assert set(curves) == {"fgsm", "pgd20", "certified, best"}
+    for name in ("fgsm", "pgd20"):
+        curve = curves[name]
+        assert (curve.kind, curve.eps, curve.count) == ("attack", (0.0, *EPS), IMAGES)
+        expected = [clean, *(found[f"{name} {eps}"]["accuracy"] for eps in EPS)]
+        np.testing.assert_allclose(curve.value, expected)
+    assert network.clean is not None
+    assert network.clean.value == pytest.approx(clean)
+    assert network.spikes_per_image == found["clean"]["spikes_per_image"]
+
+
+def test_the_results_are_those_at_the_size_of_the_training(
+    run: Path, network: NetworkResult
+) -> None:
+    found = json.loads((run / "evaluation.json").read_text())
+    at = {name: attack for name, attack in found["attacks"].items() if attack["eps"] == 0.1}
+    labels = np.array(found["labels"])
+    right = np.all([np.array(a["predictions"]) == labels for a in at.values()], axis=0)
+    right &= np.array(found["attacks"]["clean"]["predictions"]) == labels
+    scores = {score.name: score for score in network.attacked}
+    assert set(scores) == {"fgsm", "pgd20", "worst case"}
+    assert {score.eps for score in scores.values()} == {0.1}
+    assert scores["worst case"].value == pytest.approx(right.mean())
+    assert scores["pgd20"].value == pytest.approx(at["pgd20 0.1"]["accuracy"])
+
+
+def test_the_members_are_each_gradient_by_itself(run: Path, network: NetworkResult) -> None:
+    assert [m.name for m in network.members] == [gradient_words(g) for g in SURROGATE_ENSEMBLE]
+    found = json.loads((run / "evaluation.json").read_text())["attacks"]
+    for member in network.members:
+        assert member.eps == 0.1
+        assert member.value == pytest.approx(found[f"pgd20 by {member.name} 0.1"]["accuracy"])
+    model = load_run(run)[1]
+    x, y = digits().test[:IMAGES]
+    attack = PGD(0.1, steps=20, gradient="relu", random_start=False)
+    assert attack(model, x, y).shape == x.shape  # the gradient is one that attacks know
+
+
+def test_the_certified_share_is_that_of_verify(run: Path, network: NetworkResult) -> None:
+    curve = next(curve for curve in network.curves if curve.kind == "certificate")
+    model = load_run(run)[1]
+    assert isinstance(model, snnkern.models.SpikingNetwork)
+    x, y = digits().test[:IMAGES]
+    right = model(x).argmax(1) == y
+    expected = [right] + [verify(model, x, y, eps).certified & right for eps in RADII]
+    assert curve.eps == (0.0, *RADII)
+    np.testing.assert_allclose(curve.value, [mask.double().mean().item() for mask in expected])
+    assert network.certified is not None
+    assert (network.certified.eps, network.certified.value) == (RADII[0], curve.value[1])
+    text = (run / "certification.md").read_text()
+    assert "best certified within 0.001" in text
+    assert "worst case" not in text  # nothing was attacked
+
+
+def test_the_history_is_the_metrics(run: Path, network: NetworkResult) -> None:
+    records = read_metrics(run)
+    assert len(records) == 2
+    for epoch, record in zip(network.history, records, strict=True):
+        assert vars(epoch).items() <= vars(record).items()
+    assert network.seconds == sum(record.seconds for record in records)
+
+
+def test_samples_layers_and_energy_are_those_of_the_network(
+    run: Path, network: NetworkResult
+) -> None:
+    model = load_run(run)[1]
+    x, y = digits().test[:IMAGES]
+    twins = PGD(0.1, steps=20)(model, x, y, torch.Generator().manual_seed(0))
+    for layer, (name, activity), moved, (_, distance) in zip(
+        network.layers,
+        spiking_activity(model, x).items(),
+        spiking_activity(model, twins).values(),
+        spike_distance(model, x, twins).items(),
+        strict=True,
+    ):
+        assert layer.name.endswith(f"({name})")
+        assert layer.neurons == activity.neurons
+        assert layer.clean == activity.time_averaged
+        assert layer.adversarial == moved.time_averaged
+        assert layer.rate_distance == pytest.approx(distance.rate.mean().item())
+        assert layer.train_distance == pytest.approx(distance.train.mean().item())
+    assert network.energy is not None
+    assert network.energy.clean == cost(model, x).energy()
+    assert network.energy.adversarial == cost(model, twins).energy()
+    assert network.energy.dense == cost(model, x).dense_energy()
+    spikes: dict[str, torch.Tensor] = {}
+    model.eval()
+    with torch.no_grad(), watch_spikes(model, spikes.__setitem__):
+        predictions = model(torch.cat([x, twins])).argmax(1).tolist()
+    assert len(network.samples) == 4
+    assert len({sample.label for sample in network.samples}) == 4
+    for sample in network.samples:
+        i = next(i for i in range(IMAGES) if np.array_equal(sample.clean, x[i].numpy()))
+        np.testing.assert_array_equal(sample.adversarial, twins[i].numpy())
+        assert (sample.label, sample.eps, sample.attack) == (int(y[i]), 0.1, "PGD-20")
+        assert sample.predicted_clean == predictions[i]
+        assert sample.predicted_adversarial == predictions[IMAGES + i]
+        for (clean, adversarial), fired in zip(
+            sample.rasters.values(), spikes.values(), strict=True
+        ):
+            np.testing.assert_array_equal(clean, fired[:, i].flatten(1).bool().numpy())
+            found = fired[:, IMAGES + i].flatten(1).bool().numpy()
+            np.testing.assert_array_equal(adversarial, found)
+
+
+def test_the_membranes_are_those_of_a_plain_loop(run: Path, network: NetworkResult) -> None:
+    model = load_run(run)[1].eval()
+    inputs: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, snnkern.LIF):
+            module.register_forward_pre_hook(
+                lambda _, given, name=name: inputs.__setitem__(name, given[0])
+            )
+    for sample in network.samples:
+        model(torch.from_numpy(sample.clean)[None])
+        assert len(inputs) == len(sample.membranes) == 3
+        for current, (layer, membrane) in zip(
+            inputs.values(), sample.membranes.items(), strict=True
+        ):
+            u = 0.0
+            before, after = sample.rasters[layer]
+            for t in range(8):
+                v = 0.25 * u + current[t].flatten()[membrane.neuron].item()
+                fired = v >= membrane.threshold
+                assert fired == before[t, membrane.neuron]
+                u = 0.0 if fired else v
+                assert membrane.clean[t] == pytest.approx(u, abs=1e-6)
+            changes = (before ^ after).sum(0)
+            assert membrane.threshold == 0.25
+            assert changes[membrane.neuron] == changes.max()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"leak": 0.7, "reset": "soft"},
+        {"leak": 0.9, "reset": "delayed_soft"},
+        {"reset": "none", "threshold": torch.tensor([0.5, 0.7, 1.0])},
+        {"charge": "decay_input", "tau": 2.5, "v_rest": -0.1},
+        {"leak": 0.9, "synapse": "charged", "synapse_decay": 0.5},
+        {"leak": 0.99, "reset": "delayed_soft", "delayed_spike": True, "strict": True},
+        {"leak": 0.5, "spike_format": "bits", "v_init": 0.3},
+    ],
+    ids=str,
+)
+def test_a_trace_ends_where_the_layer_does(options: dict[str, Any]) -> None:
+    layer = snnkern.LIF(**options)
+    x = torch.rand(9, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    traces = membrane_trace(layer, x)
+    for steps in (1, 4, 9):
+        layer.return_state = True
+        state = layer(x[:steps])[1]
+        torch.testing.assert_close(traces[steps - 1], state, rtol=0, atol=0)
+
+
+def test_what_a_run_lacks_is_said_with_the_command(run: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("run.json", "recipe.toml", "metrics.jsonl", "last.safetensors"):
+        shutil.copy(run / name, bare)
+    study = study_of_runs([bare, run], images=0, device="cpu", progress=False)
+    network, other = study.networks
+    assert (network.clean, network.attacked, network.curves, network.members) == (None, (), (), ())
+    assert (network.samples, network.layers, network.energy) == ((), (), None)
+    assert len(network.history) == 2
+    attack, certify = network.missing
+    assert attack.endswith(
+        f"snnkern attack {bare} --eps 0.05 0.1 0.2 --attacks fgsm pgd20 members19"
+    )
+    assert certify == f"Certified share: snnkern certify {bare} --eps 0.0025 0.005 0.01"
+    assert other.missing == ()
+    same = tmp_path / "elsewhere" / "bare"
+    shutil.copytree(bare, same)
+    names = [n.name for n in study_of_runs([bare, same], images=0, progress=False).networks]
+    assert names == [str(bare), str(same)]
+
+
+def test_a_run_of_an_own_network_has_its_training(tmp_path: Path) -> None:
+    own = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    batches = snnkern.data.loader(digits().test, 120)
+    records = fit(own, batches, Natural(), epochs=1, folder=tmp_path / "own", progress=False)
+    (network,) = study_of_runs([tmp_path / "own"], progress=False).networks
+    assert [epoch.loss for epoch in network.history] == [record.loss for record in records]
+    assert network.method == "Natural()"
+    assert len(network.missing) == 2
+    assert "snnkern.evaluate" in network.missing[1]
+
+
+def test_a_checkpoint_and_a_study_are_runs_too(run: Path, tmp_path: Path) -> None:
+    best = study_of_runs([run / "best.safetensors"], images=0, progress=False)
+    assert best.networks[0].name == "short, best"
+    best.save(tmp_path)
+    both = study_of_runs([tmp_path, run], images=0, progress=False)
+    assert [network.name for network in both.networks] == ["short, best", "short"]
+    assert Study.load(tmp_path) == best
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "run.json", "evaluation.json", "certification.json", "recipe.toml",
+             "last.safetensors"]
+)  # fmt: skip
+@pytest.mark.parametrize("damage", ["truncated", "other"])
+def test_a_corrupt_file_is_named(run: Path, tmp_path: Path, name: str, damage: str) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    content = (broken / name).read_bytes()
+    (broken / name).write_bytes(content[: len(content) // 3] if damage == "truncated" else b"[1]\n")
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        study_of_runs([broken], images=2, device="cpu", progress=False)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected the folder of a run of snnkern train"):
+        study_of_runs([tmp_path], progress=False)
+    with pytest.raises(ValueError, match="runs is empty"):
+        study_of_runs([], progress=False)
+
+
+def test_rate_coding_is_shown_with_one_draw_for_both() -> None:
+    torch.manual_seed(0)
+    model = snnkern.models.conv_net(timesteps=6, input_shape=(1, 8, 8), channels=(3,), hidden=())
+    model.encoder = snnkern.nn.RateCoding(6, "bernoulli")
+    x, y = digits().test[:3]
+    state = torch.get_rng_state()
+    shown = show(model, x, y, PGD(0.0, steps=1), "none", [0, 2], seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    for sample in shown.samples:
+        for clean, adversarial in sample.rasters.values():
+            np.testing.assert_array_equal(clean, adversarial)
+    assert all(layer.train_distance == 0 for layer in shown.layers)
+
+
+def test_what_cannot_be_certified_is_told(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="method is 'lp', expected one of ibp, crown, best"):
+        certify_run(run, eps=(0.1,), method="lp")
+    text = (run / "recipe.toml").read_text()
+    drawn = tmp_path / "drawn"
+    shutil.copytree(run, drawn)
+    (drawn / "recipe.toml").write_text(
+        text.replace("leak = 0.25", 'leak = 0.25\ncoding = "poisson"')
+    )
+    with pytest.raises(ValueError, match="draws its input spikes, expected one with direct coding"):
+        certify_run(drawn, eps=(0.1,), progress=False)
