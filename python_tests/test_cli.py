@@ -36,14 +36,14 @@ def leave(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_says_what_it_does_with_one_example(
+def test_help_says_what_it_does_with_examples(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leave(*filter(None, [command]), "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "examples: snnkern " in text
     if command:
-        assert set(re.findall(r"snnkern (\w+)", text)) == {command}
+        assert f"examples: snnkern {command}" in text
     assert len(re.findall(r"[.]( |$)", text)) >= 1
     if not command:
         for name in COMMANDS:
@@ -431,6 +431,7 @@ def test_the_demo_writes_its_report(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("snnkern.demo.CURVE_EPS", (0.0, 0.005, 0.1))
+    monkeypatch.setattr("snnkern.demo.SAMPLES_SHOWN", 1)
     folder = tmp_path / "made" / "on the way"
     threads = torch.get_num_threads()
     try:

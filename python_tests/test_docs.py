@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
 ALL = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 
@@ -87,13 +88,11 @@ def test_the_commands_on_the_pages_are_accepted() -> None:
     from snnkern.cli import parser
 
     lines = [
-        line.partition("#")[0].partition(" | ")[0].split()[1:]
+        line.partition("#")[0].split()[1:]
         for page in ALL
-        for block in re.findall(
-            r"^```\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL
-        )
+        for language, block in FENCED.findall(page.read_text(encoding="utf-8"))
         for line in block.splitlines()
-        if line.startswith("snnkern ")
+        if not language and line.startswith("snnkern ")
     ]
     assert len(lines) > 8
     for line in lines:

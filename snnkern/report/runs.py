@@ -5,20 +5,20 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from snnkern._checks import check_int
 from snnkern._info import machine
 from snnkern._version import __version__
 from snnkern.data import Samples, loader
-from snnkern.report.network import show
+from snnkern.report.network import Shown, show
 from snnkern.report.study import Curve, CurveKind, Epoch, NetworkResult, Score, Study
 from snnkern.report.table import eps_text
 from snnkern.training.attack import (
@@ -31,12 +31,18 @@ from snnkern.training.attack import (
     trained_eps,
 )
 from snnkern.training.ranks import usable_device
-from snnkern.training.recipe import Recipe
 from snnkern.training.run import read_metrics
 from snnkern.training.start import load_run, threads
 
 SAMPLES_SHOWN = 4
 CLEAN = "clean"
+# What is missing of runs that ``fit`` made by itself.
+OF_RECIPES = (
+    "Images, spikes, membranes, activity and energy: only runs of snnkern train, which keep their "
+    "recipe, can be looked at again.",
+    "Accuracy under attack and certified share: snnkern.evaluate and snnkern.certify.verify "
+    "measure them of any model.",
+)
 
 
 def study_of_runs(
@@ -220,64 +226,28 @@ class _Run:
         self, data: Path | None, images: int, seed: int, device: torch.device
     ) -> tuple[NetworkResult, str, str]:
         """What is known of it, on which data, trained on which machine."""
-        missing: list[str] = []
-        history = read_metrics(self.folder)
-        if not history:
-            missing.append("Training curves: there is no epoch in metrics.jsonl.")
         about = self._about()
-        evaluated = _Evaluated.read(self.folder / "evaluation.json")
-        certified = _Evaluated.read(self.folder / "certification.json")
-        recipe, shown, dataset, timesteps = None, None, "", 0
-        if (self.folder / "recipe.toml").is_file():
-            recipe, model = load_run(self.path)
-            dataset = recipe.settings["data"]["name"]
-            timesteps = int(getattr(model, "timesteps", 0))
-            if images:
-                size = trained_eps(recipe)
-                if evaluated is not None and (sizes := evaluated.sizes()):
-                    size = middle_size(sizes, recipe)
-                shown = self._shown(recipe, model, size, data, images, seed, device, missing)
-        else:
-            missing.append(
-                "Images, spikes, membranes, activity and energy: only runs of snnkern train, which "
-                "keep their recipe, can be looked at again."
-            )
-        size = trained_eps(recipe) if recipe is not None else 8 / 255
-        self._say_what_is_missing(missing, evaluated, certified, size, recipe is not None)
-        scores: tuple[Score, ...] = ()
-        if evaluated is not None and (sizes := evaluated.sizes()):
-            scores = evaluated.at(middle_size(sizes, recipe))
-        proofs = certified or evaluated
-        certificate = next(iter(proofs.certified), None) if proofs is not None else None
-        known = [part for part in (evaluated, certified) if part is not None]
-        spikes = next((part.spikes for part in known), None)
-        if spikes is None and shown is not None:
-            spikes = sum(layer.clean * layer.neurons * timesteps for layer in shown.layers)
-        method = about["settings"].get("method", "converted")
-        name = self.path.resolve().name if self.path.is_dir() else f"{self.folder.resolve().name}, "
-        return (
-            NetworkResult(
-                name=name if self.path.is_dir() else name + self.path.stem,
-                method=str(recipe.settings["title"] if recipe is not None else method),
-                timesteps=timesteps,
-                clean=known[0].clean if known else None,
-                attacked=scores,
-                certified=None
-                if certificate is None or proofs is None
-                else Score(*certificate, proofs.clean.count),
-                spikes_per_image=spikes,
-                seconds=sum(record.seconds for record in history) if history else None,
-                curves=tuple(_merged(part.curves() for part in known)),
-                members=evaluated.members() if evaluated is not None else (),
-                history=tuple(Epoch(r.epoch, r.loss, r.accuracy, r.val_accuracy) for r in history),
-                layers=shown.layers if shown is not None else (),
-                energy=shown.energy if shown is not None else None,
-                samples=shown.samples if shown is not None else (),
-                missing=tuple(missing),
-            ),
-            known[0].dataset if known else dataset,
-            str(about["versions"]["machine"]),
+        history = read_metrics(self.folder)
+        name = self.folder.resolve().name
+        if not self.path.is_dir():
+            name += f", {self.path.stem}"
+        trained = NetworkResult(
+            name=name,
+            method=str(about["settings"].get("method", "converted")),
+            timesteps=0,
+            clean=None,
+            attacked=(),
+            certified=None,
+            spikes_per_image=None,
+            seconds=sum(record.seconds for record in history) if history else None,
+            history=tuple(Epoch(r.epoch, r.loss, r.accuracy, r.val_accuracy) for r in history),
+            missing=() if history else ("Training curves: there is no epoch in metrics.jsonl.",),
         )
+        on = str(about["versions"]["machine"])
+        if not (self.folder / "recipe.toml").is_file():
+            return replace(trained, missing=(*trained.missing, *OF_RECIPES)), "", on
+        measured, dataset = self._measured(trained, data, images, seed, device)
+        return measured, dataset, on
 
     def _about(self) -> dict[str, Any]:
         path = self.folder / "run.json"
@@ -287,66 +257,78 @@ class _Run:
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is corrupt or truncated: {error!r}") from error
 
-    def _shown(
+    def _measured(
         self,
-        recipe: Recipe,
-        model: torch.nn.Module,
-        size: float,
+        trained: NetworkResult,
         data: Path | None,
         images: int,
         seed: int,
         device: torch.device,
-        missing: list[str],
-    ) -> Any:
-        try:
-            test: Samples = recipe.split(data).test
-        except (ImportError, OSError, ValueError) as error:
-            if data is not None:
-                raise
-            missing.append(f"Images, spikes, membranes, activity and energy: {error}")
-            return None
-        x, y = next(iter(loader(first_images(test, images), images)))
-        grey_or_coloured = x.dim() == 4 and x.shape[1] in (1, 3)
-        if not grey_or_coloured:
-            missing.append(f"Pictures: samples of shape {list(x.shape[1:])} are no images.")
-        of_class = {int(label): number for number, label in reversed(list(enumerate(y)))}
-        chosen = sorted(of_class.values())[:SAMPLES_SHOWN] if grey_or_coloured else []
-        model = model.to(device)
-        attack = ATTACKS["pgd20"](size, DRAWS if draws(model) else 1)
-        with threads(recipe.settings.get("threads")):
-            return show(model, x.to(device), y.to(device), attack, "PGD-20", chosen, seed)
-
-    def _say_what_is_missing(
-        self,
-        missing: list[str],
-        evaluated: _Evaluated | None,
-        certified: _Evaluated | None,
-        size: float,
-        recipe: bool,
-    ) -> None:
-        if not recipe:
+    ) -> tuple[NetworkResult, str]:
+        """With what was measured of its network, and is now; and on which data."""
+        recipe, model = load_run(self.path)
+        evaluated = _Evaluated.read(self.folder / "evaluation.json")
+        certified = _Evaluated.read(self.folder / "certification.json")
+        known = [part for part in (evaluated, certified) if part is not None]
+        sizes = evaluated.sizes() if evaluated is not None else []
+        size = middle_size(sizes, recipe) if sizes else trained_eps(recipe)
+        missing = [*trained.missing]
+        shown = None
+        if images:
+            try:
+                test = recipe.split(data).test
+            except (ImportError, OSError, ValueError) as error:
+                if data is not None:
+                    raise
+                missing.append(f"Images, spikes, membranes, activity and energy: {error}")
+            else:
+                with threads(recipe.settings.get("threads")):
+                    shown = _shown(model.to(device), test, size, images, seed, device)
+                if shown is None:
+                    missing.append("Images, spikes and energy: the samples are no images.")
+        more = " ".join(eps_text(size * share) for share in (0.5, 1, 2))
+        if evaluated is None or len(sizes) < 2 or not evaluated.members():
             missing.append(
-                "Accuracy under attack and certified share: snnkern.evaluate and "
-                "snnkern.certify.verify measure them of any model."
+                "Accuracy under attack, against ε and under each gradient by itself: "
+                f"snnkern attack {self.path} --eps {more} --attacks fgsm pgd20 {MEMBERS}"
             )
-            return
-        sizes = " ".join(eps_text(size * share) for share in (0.5, 1, 2))
-        radii = " ".join(eps_text(size * share) for share in (0.025, 0.05, 0.1))
-        if evaluated is None or len(evaluated.sizes()) < 2 or not evaluated.members():
-            lacks = (
-                "Accuracy under attack" if evaluated is None else "Accuracy against more than one ε"
-            )
-            missing.append(
-                f"{lacks}, and under each gradient by itself: snnkern attack {self.path} --eps "
-                f"{sizes} --attacks fgsm pgd20 {MEMBERS}"
-            )
-        if not any(part is not None and part.certified for part in (evaluated, certified)):
+        proofs = next((part for part in reversed(known) if part.certified), None)
+        if proofs is None:
+            radii = " ".join(eps_text(size * share) for share in (0.025, 0.05, 0.1))
             missing.append(f"Certified share: snnkern certify {self.path} --eps {radii}")
+        timesteps = int(getattr(model, "timesteps", 0))
+        spikes = next((part.spikes for part in known), None)
+        if spikes is None and shown is not None:
+            spikes = sum(layer.clean * layer.neurons * timesteps for layer in shown.layers)
+        curves = {(c.kind, c.name): c for part in known for c in part.curves()}
+        measured = replace(
+            trained,
+            method=recipe.settings["title"],
+            timesteps=timesteps,
+            clean=known[0].clean if known else None,
+            attacked=evaluated.at(size) if evaluated is not None else (),
+            certified=Score(*proofs.certified[0], proofs.clean.count) if proofs else None,
+            spikes_per_image=spikes,
+            curves=tuple(curves.values()),
+            members=evaluated.members() if evaluated is not None else (),
+            layers=shown.layers if shown is not None else (),
+            energy=shown.energy if shown is not None else None,
+            samples=shown.samples if shown is not None else (),
+            missing=tuple(missing),
+        )
+        return measured, known[0].dataset if known else recipe.settings["data"]["name"]
 
 
-def _merged(groups: Iterator[tuple[Curve, ...]] | Any) -> list[Curve]:
-    """Each once: the later file's where two have one of the same name."""
-    return list({(c.kind, c.name): c for curves in groups for c in curves}.values())
+def _shown(
+    model: nn.Module, test: Samples, size: float, images: int, seed: int, device: torch.device
+) -> Shown | None:
+    """The first images, those of the first classes shown; None where they are no pictures."""
+    x, y = (part.to(device) for part in next(iter(loader(first_images(test, images), images))))
+    if x.dim() != 4 or x.shape[1] not in (1, 3):
+        return None
+    first = {label: number for number, label in reversed(list(enumerate(y.tolist())))}
+    attack = ATTACKS["pgd20"](size, DRAWS if draws(model) else 1)
+    return show(model, x, y, attack, "PGD-20", sorted(first.values())[:SAMPLES_SHOWN], seed)
 
 
 def _share(mask: Tensor) -> float:
