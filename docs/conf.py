@@ -15,6 +15,7 @@ html_title = f"snnkern {release}"
 html_copy_source = False
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+smartquotes = False  # "--" begins an option
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

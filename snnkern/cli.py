@@ -312,7 +312,11 @@ def _tell_study(options: argparse.Namespace, study: Any, page: Path) -> None:
     lines = [table_text(study), ""]
     for network in study.networks:
         if network.missing:
-            lines += [f"Not in it of {network.name}:", *(f"  {m}" for m in network.missing), ""]
+            lines += [
+                f"What is missing of {network.name}:",
+                *(f"  {m}" for m in network.missing),
+                "",
+            ]
     _tell(
         options,
         "\n".join([*lines, f"Report: {page}"]),
@@ -390,8 +394,10 @@ def _number(text: str) -> float:
     """A decimal or a fraction."""
     try:
         return float(Fraction(text))
-    except ZeroDivisionError as error:
-        raise ValueError(text) from error
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number such as 0.1 or 8/255 (RUN comes before --eps)"
+        ) from error
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -66,8 +66,9 @@ class LIF(GradientMode):
         min_threshold: the least threshold, where it is learnt.
         stateful: start where the last call ended, until ``reset_state()``. The gradient does not
             flow into earlier calls.
-        charge, v_rest, gain, synapse, reset, v_reset, v_init, surrogate, detach_reset, strict,
-            delayed_spike, spike_format, return_state, backend: see ``snnkern.functional.lif``.
+        charge, v_rest, gain, synapse, reset, v_reset, v_init: see ``snnkern.functional.lif``.
+        surrogate, detach_reset, strict, delayed_spike: likewise.
+        spike_format, return_state, backend: likewise.
 
     Raises:
         ValueError: a parameter that no neuron can have; with ``stateful``, an input whose shape

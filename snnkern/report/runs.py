@@ -289,7 +289,7 @@ class _Run:
         more = " ".join(eps_text(size * share) for share in (0.5, 1, 2))
         if evaluated is None or len(sizes) < 2 or not evaluated.members():
             missing.append(
-                "Accuracy under attack, against ε and under each gradient by itself: "
+                "Accuracy against several ε, and under each gradient by itself: "
                 f"snnkern attack {self.path} --eps {more} --attacks fgsm pgd20 {MEMBERS}"
             )
         proofs = next((part for part in reversed(known) if part.certified), None)
