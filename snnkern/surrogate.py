@@ -284,7 +284,7 @@ class PDSG(NotPointwise):
 
 @dataclass
 class Moments:
-    """What ``ASSG`` has seen of the neurons of a layer, ``[T, N, ...]``: mean and deviation of ``|z|``.
+    """What ``ASSG`` has seen of a layer's neurons, ``[T, N, ...]``: mean and deviation of ``|z|``.
 
     ``held``: see without remembering.
     """
