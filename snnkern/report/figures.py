@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, get_args
 
 import matplotlib
@@ -77,6 +78,8 @@ _RASTER_NEURONS = 64
 # How opaque the cell of a member is that breaks all: the number in it stays readable.
 _HEAT = 0.55
 _HEAT_COLUMNS = 6
+# What fits above a cell, and in a line of a legend.
+_HEAT_LETTERS, _LEGEND_LETTERS, _HANDLE_LETTERS = 15, 125, 8
 # From this ratio of largest to smallest positive eps on, a linear axis would squeeze the small
 # sizes, where certificates live, against its edge.
 _WIDE_EPS = 25.0
@@ -209,7 +212,9 @@ def members(study: Study) -> Drawing | None:
     grid = [{score.name: score for score in network.members} for network in networks]
     rows, columns = len(names), len(networks)
     with _style():
-        figure = Figure(figsize=(_WIDTH, 0.7 + 0.26 * rows), dpi=72, layout=_layout())
+        lines = 1 + max(len(wrap(network.name, _HEAT_LETTERS)) for network in networks)
+        height = 0.4 + 0.15 * lines + 0.26 * rows
+        figure = Figure(figsize=(_WIDTH, height), dpi=72, layout=_layout())
         axes = figure.subplots()
         for column, scores in enumerate(grid):
             for row, name in enumerate(names):
@@ -229,7 +234,10 @@ def members(study: Study) -> Drawing | None:
         axes.set_ylim(rows, 0)
         axes.set_xticks(
             [column + 0.5 for column in range(columns)],
-            [f"{network.name}\nε = {_sizes(network.members)}" for network in networks],
+            [
+                "\n".join([*wrap(network.name, _HEAT_LETTERS), f"ε = {_sizes(network.members)}"])
+                for network in networks
+            ],
         )
         axes.set_yticks([row + 0.5 for row in range(rows)], names)
         axes.xaxis.tick_top()
@@ -516,7 +524,9 @@ def _panels(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
 
 def _legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
     handles, labels = zip(*entries, strict=True)
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(5, len(labels)))
+    fitting = _LEGEND_LETTERS // (_HANDLE_LETTERS + max(map(len, labels)))
+    columns = max(1, min(5, len(labels), fitting))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 
 
 def _curve_style(kind: CurveKind, number: int) -> dict[str, Any]:
