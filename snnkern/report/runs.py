@@ -17,12 +17,12 @@ from tqdm import tqdm
 from snnkern._checks import check_int
 from snnkern._info import machine
 from snnkern._version import __version__
+from snnkern.attacks import PGD
 from snnkern.data import Samples, loader
 from snnkern.report.network import Shown, show
 from snnkern.report.study import Curve, CurveKind, Epoch, NetworkResult, Score, Study
 from snnkern.report.table import eps_text
 from snnkern.training.attack import (
-    ATTACKS,
     DRAWS,
     MEMBERS,
     draws,
@@ -327,7 +327,7 @@ def _shown(
     if x.dim() != 4 or x.shape[1] not in (1, 3):
         return None
     first = {label: number for number, label in reversed(list(enumerate(y.tolist())))}
-    attack = ATTACKS["pgd20"](size, DRAWS if draws(model) else 1)
+    attack = PGD(size, steps=20, eot=DRAWS if draws(model) else 1)
     return show(model, x, y, attack, "PGD-20", sorted(first.values())[:SAMPLES_SHOWN], seed)
 
 
