@@ -20,8 +20,9 @@ constexpr std::int64_t kTilesWanted = 16;  // enough to share out among threads
 
 template <class F>
 bool fits_blocks(const LifDynamics<F>& d) {
-  return std::is_same_v<F, float> && d.charge == Charge::kLeak && d.synapse == Synapse::kNone &&
-         !d.delayed_spike && d.gain == F(1) && d.decay.count == 1 && d.threshold.count == 1;
+  return std::is_same_v<F, float> && runs_in_blocks(d.charge, d.reset, d.synapse) &&
+         !d.delayed_spike && d.decay.count == 1 && d.threshold.count == 1 &&
+         d.synapse_decay.count == 1;
 }
 
 template <class F>
