@@ -274,6 +274,26 @@ SNN_CLONES void input_gradient_rows(std::int64_t n, const Layer layer, const Gra
   }
 }
 
+// From dL/dv of the first step to what reaches the state u before it, in place, and, for a delayed
+// reset that looks at it, the threshold.
+template <Reset kReset, bool kAttached, class Derivative>
+SNN_CLONES void start_gradient_rows(std::int64_t n, const Layer layer, const Derivative derivative,
+                                    const SurrogateArgument<float> z, const float* __restrict u,
+                                    float* __restrict grad_v, float* __restrict grad_threshold) {
+  const Neuron<float> neuron = layer.neuron;
+  const float du = layer.du;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if constexpr (kReset == Reset::kDelayedSoft) {
+      const StepGradient<float> g = step_gradient<kReset, kAttached>(
+          u[i], derivative(z(u[i])) * z.scale, 0.0f, grad_v[i], du, 1.0f, neuron, z);
+      grad_v[i] = g.v;
+      grad_threshold[i] += g.threshold;
+    } else {
+      grad_v[i] *= du;
+    }
+  }
+}
+
 // Calls f(from, count) for strips of a row of n neurons that passes through buffers, or once.
 template <class Call>
 void for_each_strip(bool buffered, std::int64_t n, Call&& f) {
@@ -293,7 +313,6 @@ class Tile {
         currents_(p.shape, p.x, p.affine, begin, n, kBlock, rows),
         layer_(Layer::of(p.dynamics)) {}
 
-  const Layer& layer() const { return layer_; }
   const Currents<float>& currents() const { return currents_; }
   bool conducts() const { return dynamics_.synapse != Synapse::kNone; }
 
@@ -337,7 +356,21 @@ class Tile {
     });
   }
 
-  // The same for any tile, in passes.
+  // To the state before the first step.
+  void start_gradient(const LifBackward<float>& p, std::int64_t n, const float* u, float* grad_v,
+                      float* grad_threshold) const {
+    const SurrogateArgument<float> z = layer_.argument(p.surrogates[0].normalized);
+    with_gradient(p, [&]<Reset kReset, bool kAttached>(const auto& derivative) {
+      if constexpr (kReset == Reset::kDelayedSoft) {
+        start_gradient_rows<kReset, kAttached>(n, layer_, derivative, z, u, grad_v, grad_threshold);
+      } else {
+        start_gradient_rows<Reset::kNone, false>(n, layer_, StraightThrough<float>{}, z, u, grad_v,
+                                                 grad_threshold);
+      }
+    });
+  }
+
+  // kSteps steps backward, for any tile, in passes.
   template <std::int64_t kSteps>
   void gradient(const LifBackward<float>& p, bool parameter_gradients, std::int64_t count,
                 bool after_end, const GradientRows& rows) const {
@@ -396,34 +429,6 @@ class Tile {
   Currents<float> currents_;
   Layer layer_;
 };
-
-// What reaches the state before the first step, and, for a delayed reset that looks at it, the
-// threshold.
-void init_gradient(const LifBackward<float>& p, const Tile& tile, std::int64_t begin,
-                   std::int64_t n, const float* grad_v, float* grad_threshold) {
-  const Layer& layer = tile.layer();
-  const SurrogateChoice& surrogate = p.surrogates[0];
-  const SurrogateArgument<float> z = layer.argument(surrogate.normalized);
-  const auto run = [&](const auto& gradient) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      const StepGradient<float> g = gradient(i);
-      if (p.grad_v_init) p.grad_v_init[begin + i] = g.v;
-      grad_threshold[i] += g.threshold;
-    }
-  };
-  if (p.dynamics.reset != Reset::kDelayedSoft) {
-    return run([&](std::int64_t i) { return StepGradient<float>{layer.du * grad_v[i], 0.0f}; });
-  }
-  with_surrogate<float>(surrogate.kind, surrogate.args, [&](const auto& derivative) {
-    with_bool(!p.detach_reset, [&]<bool kAttached>(Constant<kAttached>) {
-      run([&](std::int64_t i) {
-        const float u = p.v_init ? p.v_init[begin + i] : 0.0f;
-        return step_gradient<Reset::kDelayedSoft, kAttached>(
-            u, derivative(z(u)) * z.scale, 0.0f, grad_v[i], layer.du, 1.0f, layer.neuron, z);
-      });
-    });
-  });
-}
 
 }  // namespace
 
@@ -534,11 +539,12 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
     });
   }
   if (p.grad_v_init || parameter_gradients) {
-    init_gradient(p, tile, begin, n, grad_v, grad_threshold);
+    tile.start_gradient(p, n, states, grad_v, grad_threshold);
   }
   const auto keep = [&](const float* row, float* tensor) {
     if (tensor) std::copy_n(row, n, tensor + begin);
   };
+  keep(grad_v, p.grad_v_init);
   keep(grad_c, p.grad_current_init);
   keep(grad_decay, p.neuron_grad_decay);
   keep(grad_threshold, p.neuron_grad_threshold);
