@@ -212,8 +212,7 @@ class InputGradient {
 
   RowsOf<F> target(std::int64_t t, std::int64_t from, std::int64_t count) const {
     if (p_.sum_over_time) return {buffer_, count};
-    return target_rows(p_.shape.dtype, p_.grad_x, offset(t, from), p_.shape.neurons, count,
-                       buffer_);
+    return target_rows(p_.shape.dtype, p_.grad_x, offset(t, from), p_.grad_x_step, count, buffer_);
   }
 
   // For kernels that add up by themselves what the normalisation needs; else `store` does.
@@ -234,7 +233,7 @@ class InputGradient {
         add_row(count, rows.data + k * rows.step, sum_ + from);
       }
     } else {
-      store_rows(p_.shape.dtype, rows, p_.grad_x, offset(t, from), p_.shape.neurons, steps, count);
+      store_rows(p_.shape.dtype, rows, p_.grad_x, offset(t, from), p_.grad_x_step, steps, count);
     }
   }
 
@@ -252,7 +251,7 @@ class InputGradient {
 
  private:
   std::int64_t offset(std::int64_t t, std::int64_t from) const {
-    return t * p_.shape.neurons + begin_ + from;
+    return t * p_.grad_x_step + begin_ + from;
   }
 
   const LifBackward<F>& p_;
