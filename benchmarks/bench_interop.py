@@ -31,13 +31,22 @@ Step = Callable[[], None]
 
 @dataclass
 class Library:
-    """How its users call a neuron on ``[T, N, ...]``, and how they let go of its state."""
+    """How its users call a neuron on all steps, and how they let go of its state.
+
+    Time is the first dimension, or the second where ``batch_first``.
+    """
 
     package: str
     neuron: Callable[[], nn.Module]
     run: Callable[[Any, Tensor], Tensor]
     reset: Callable[[nn.Module], None] = lambda model: None
     bar: float | None = None
+    batch_first: bool = False
+
+    @property
+    def time(self) -> int:
+        """The dimension of time."""
+        return int(self.batch_first)
 
 
 def _spikingjelly() -> Library:
@@ -82,9 +91,10 @@ def _sinabs() -> Library:
     return Library(
         "sinabs",
         lambda: layers.LIF(tau_mem=5.0, spike_fn=activation.SingleSpike),
-        lambda neuron, x: neuron(x.transpose(0, 1)).transpose(0, 1),
+        lambda neuron, x: neuron(x),
         reset,
         8,
+        batch_first=True,
     )
 
 
@@ -113,7 +123,7 @@ class Net(nn.Module):
 
     def __init__(self, library: Library) -> None:
         super().__init__()
-        self.run = library.run
+        self.run, self.time = library.run, library.time
         widths = (IMAGES[1], *CHANNELS)
         pairs = list(pairwise(widths))
         self.convs = nn.ModuleList([nn.Conv2d(*pair, 3, padding=1) for pair in pairs])
@@ -121,11 +131,11 @@ class Net(nn.Module):
         self.fc = nn.Linear(CHANNELS[-1] * (IMAGES[2] // 4) ** 2, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[N, K]`` of ``[T, N, C, H, W]``."""
+        """Logits ``[N, K]`` of ``[T, N, C, H, W]``, or batch first."""
         for conv, neuron in zip(self.convs, self.neurons, strict=True):
             x = self.run(neuron, conv(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
             x = F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
-        logits: Tensor = self.fc(x.flatten(2)).mean(0)
+        logits: Tensor = self.fc(x.flatten(2)).mean(self.time)
         return logits
 
 
@@ -148,7 +158,8 @@ class Loop(Net):
 def _neurons(name: str, library: Library) -> dict[str, Step]:
     """Forward and backward of a layer of neurons."""
     generator = torch.Generator().manual_seed(0)
-    shape = (TIMESTEPS, *NEURONS)
+    batch, *sample = NEURONS
+    shape = (batch, TIMESTEPS, *sample) if library.batch_first else (TIMESTEPS, *NEURONS)
     x = torch.randn(shape, generator=generator).mul_(0.8).add_(0.4).requires_grad_()
     grad = torch.randn(shape, generator=generator)
 
@@ -188,6 +199,8 @@ def _training(name: str, library: Library) -> dict[str, Step]:
     """Steps of training of networks that start equal."""
     torch.manual_seed(0)
     images = torch.rand(TIMESTEPS, *IMAGES)
+    if library.batch_first:
+        images = images.transpose(0, 1).contiguous()
     labels = torch.arange(IMAGES[0]) % 10
     build = Loop if name == "snnTorch" else Net
     own = build(library)

@@ -12,6 +12,13 @@ namespace snnkern {
 // be bytes or bits; the bits of a step fill whole bytes, the first neuron in the lowest bit.
 enum class Dtype : int { kFloat32, kFloat64, kFloat16, kBFloat16, kUint8, kBit };
 
+constexpr int bytes_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64   ? 8
+         : dtype == Dtype::kFloat32 ? 4
+         : dtype == Dtype::kUint8   ? 1
+                                    : 2;
+}
+
 template <auto kValue>
 using Constant = std::integral_constant<decltype(kValue), kValue>;
 

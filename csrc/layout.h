@@ -53,6 +53,9 @@ inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector
   return Tensor(handle);
 }
 
+// Samples of so many neurons or more are read in place where each lies with all its steps.
+inline constexpr int64_t kSampleApart = 1024;
+
 // The layout of a tensor's steps: its dimensions after the first, in any dense permutation.
 class StepLayout {
  public:
@@ -87,7 +90,32 @@ class StepLayout {
     }
   }
 
+  // The same, or batch first [N, T, ...] where x has its samples apart; contiguous each.
+  // snnkern/_layout.py says the same in Python.
+  static StepLayout or_batch_first(const Tensor& x) {
+    StepLayout layout(x);
+    if (layout.sizes_.size() < 2 || x.size(0) < 2 || x.size(1) < 2) return layout;
+    const int64_t sample = layout.numel_ / x.size(1);
+    int64_t expected = sample;
+    for (std::size_t d = 2; d < layout.sizes_.size() + 1; ++d) {
+      const auto dim = static_cast<int64_t>(d);
+      if (x.size(dim) == 0) return layout;
+      expected /= x.size(dim);
+      if (x.size(dim) != 1 && x.stride(dim) != expected) return layout;
+    }
+    if (sample >= kSampleApart && x.stride(0) == sample && x.stride(1) >= x.size(0) * sample) {
+      layout.samples_ = x.size(1);
+    }
+    return layout;
+  }
+
   int64_t numel() const { return numel_; }
+
+  // Samples that lie apart; 1 where a step lies together.
+  int64_t samples() const { return samples_; }
+
+  // Elements from one sample of t to the next, if they lie apart.
+  int64_t sample_step(const Tensor& t) const { return samples_ == 1 ? 0 : t.stride(1); }
 
   // Neurons between two neighbouring samples (dimension 1 of x, dimension 0 of a step).
   int64_t sample_stride() const { return sizes_.empty() || sizes_[0] == 1 ? numel_ : strides_[0]; }
@@ -114,7 +142,9 @@ class StepLayout {
   }
 
   Tensor empty_steps(int64_t timesteps, ScalarType dtype, const Tensor& like) const {
-    return empty_strided(with_time(timesteps, sizes_), with_time(numel_, strides_), dtype, like);
+    std::vector<int64_t> strides = with_time(numel_ / samples_, strides_);
+    if (samples_ != 1) strides[1] = timesteps * strides[0];
+    return empty_strided(with_time(timesteps, sizes_), strides, dtype, like);
   }
 
   Tensor empty_step(ScalarType dtype, const Tensor& like) const {
@@ -124,7 +154,7 @@ class StepLayout {
   // [T, ...] with its steps in this layout: itself where they are, else a copy. A tensor that is
   // constant in time stays one step long, with time stride 0.
   Tensor steps(const Tensor& t) const {
-    if (holds(t, 1)) return t;
+    if (holds_steps(t)) return t;
     Tensor distinct = t;
     if (t.stride(0) == 0) distinct = torch::stable::narrow(distinct, 0, 0, 1);
     Tensor copy = empty_steps(distinct.size(0), t.scalar_type(), t);
@@ -141,6 +171,14 @@ class StepLayout {
   }
 
  private:
+  bool holds_steps(const Tensor& t) const {
+    if (samples_ == 1) return holds(t, 1);
+    for (std::size_t d = 1; d < sizes_.size(); ++d) {
+      if (sizes_[d] != 1 && t.stride(static_cast<int64_t>(d) + 1) != strides_[d]) return false;
+    }
+    return true;
+  }
+
   static std::vector<int64_t> with_time(int64_t first, const std::vector<int64_t>& rest) {
     std::vector<int64_t> all{first};
     all.insert(all.end(), rest.begin(), rest.end());
@@ -149,6 +187,7 @@ class StepLayout {
 
   std::vector<int64_t> sizes_, strides_;
   int64_t numel_ = 1;
+  int64_t samples_ = 1;
   bool dense_ = true;
 };
 

@@ -35,6 +35,10 @@ struct LifShape {
   std::int64_t timesteps;
   std::int64_t neurons;
   std::int64_t x_step;  // elements from one step of x to the next; 0 where the current is constant
+  // Samples that lie apart in x, spikes and their gradients, so many elements from one to the next,
+  // while each step of a sample lies together. Only kernels for the CPU are given more than one.
+  std::int64_t samples;
+  std::int64_t x_sample;
 };
 
 // F: type of the state, float or double.
@@ -80,9 +84,10 @@ struct LifForward {
   const F* current_init;     // [neurons], or null: none
   Dtype spike_dtype;         // that of x, bytes or bits
   std::int64_t spikes_step;  // elements from one step of spikes to the next
-  void* spikes;              // [timesteps, neurons]
-  F* state;                  // [neurons], or null: not wanted
-  F* current;                // [neurons], or null: not wanted
+  std::int64_t spikes_sample;
+  void* spikes;  // [timesteps, neurons]
+  F* state;      // [neurons], or null: not wanted
+  F* current;    // [neurons], or null: not wanted
 };
 
 // One surrogate, and whom it serves.
@@ -103,15 +108,18 @@ struct LifBackward {
   const F* current_init;    // [neurons], or null: none
   const void* grad_spikes;  // [timesteps, neurons]
   std::int64_t grad_step;   // elements from one step of grad_spikes to the next; 0 where constant
-  const F* grad_state;      // [neurons], or null: the final state was not used
-  const F* grad_current;    // [neurons], or null: the final current was not used
+  std::int64_t grad_sample;
+  const F* grad_state;    // [neurons], or null: the final state was not used
+  const F* grad_current;  // [neurons], or null: the final current was not used
   bool detach_reset;
   // One for all neurons, or one per sample: neuron p has number (p / sample_stride) % samples.
   const SurrogateChoice* surrogates;
   std::int64_t samples;
   std::int64_t sample_stride;
-  bool sum_over_time;        // grad_x is [1, neurons], summed over the steps
-  void* grad_x;              // [timesteps, neurons]; with affine: of what the neurons see
+  bool sum_over_time;  // grad_x is [1, neurons], summed over the steps
+  void* grad_x;        // [timesteps, neurons]; with affine: of what the neurons see
+  std::int64_t grad_x_step;
+  std::int64_t grad_x_sample;
   F* grad_v_init;            // [neurons], or null: not wanted
   F* grad_current_init;      // [neurons], or null: not wanted
   F* neuron_grad_decay;      // [neurons], or null: not wanted. Sums over time, per neuron;

@@ -91,7 +91,8 @@ inline LifShape shape_of(const Tensor& x, const Tensor& steps, const StepLayout&
                          int64_t timesteps) {
   STD_TORCH_CHECK(timesteps >= 1 && (x.size(0) == timesteps || x.size(0) == 1), "snnkern: x has ",
                   x.size(0), " steps, expected ", timesteps, " or 1");
-  return {dtype_of(x), timesteps, layout.numel(), time_stride(steps)};
+  return {dtype_of(x),        timesteps,        layout.numel(),
+          time_stride(steps), layout.samples(), layout.sample_step(steps)};
 }
 
 inline std::optional<Tensor> state_in(const std::optional<Tensor>& state, const Tensor& x,
@@ -117,19 +118,25 @@ enum class SpikeFormat : int64_t { kInput = 0, kUint8 = 1, kBits = 2 };
 using Spikes = std::tuple<Tensor, Tensor, Tensor>;
 
 template <class Device>
+StepLayout layout_of(const Tensor& x, bool samples_apart) {
+  return Device::kReadsSamplesApart && samples_apart ? StepLayout::or_batch_first(x)
+                                                     : StepLayout(x);
+}
+
+template <class Device>
 Spikes forward(const Tensor& x, int64_t held, const OptionalTensor& scale,
                const OptionalTensor& shift, const NeuronArguments& neurons, int64_t spike_format,
                bool return_state) {
   const Device device(x);
-  const StepLayout layout(x);
   const int64_t timesteps = timesteps_of(x, held);
+  const auto format = static_cast<SpikeFormat>(spike_format);
+  STD_TORCH_CHECK(spike_format >= 0 && spike_format <= 2, "snnkern: unknown spike format ",
+                  spike_format);
+  const StepLayout layout = layout_of<Device>(x, !scale && !held && format != SpikeFormat::kBits);
   const Tensor steps = layout.steps(x);
   const OptionalTensor init = state_in(neurons.v_init, x, layout);
   const OptionalTensor current = state_in(neurons.current_init, x, layout);
   const ScalarType state_type = state_type_of(x);
-  const auto format = static_cast<SpikeFormat>(spike_format);
-  STD_TORCH_CHECK(spike_format >= 0 && spike_format <= 2, "snnkern: unknown spike format ",
-                  spike_format);
   const int64_t bytes = (layout.numel() + 7) / 8;
   Tensor spikes =
       format == SpikeFormat::kBits
@@ -150,7 +157,8 @@ Spikes forward(const Tensor& x, int64_t held, const OptionalTensor& scale,
         format == SpikeFormat::kBits    ? Dtype::kBit
         : format == SpikeFormat::kUint8 ? Dtype::kUint8
                                         : dtype_of(x),
-        format == SpikeFormat::kBits ? 8 * bytes : layout.numel(),
+        format == SpikeFormat::kBits ? 8 * bytes : spikes.stride(0),
+        layout.sample_step(spikes),
         spikes.mutable_data_ptr(),
         return_state ? static_cast<F*>(state.mutable_data_ptr()) : nullptr,
         return_current ? static_cast<F*>(final_current.mutable_data_ptr()) : nullptr,
@@ -252,7 +260,7 @@ Gradients backward(const Tensor& grad_spikes, const OptionalTensor& grad_state,
                    const NormArguments& norm, const NeuronArguments& neurons, bool detach_reset,
                    const SurrogateArguments& surrogate, bool parameter_gradients) {
   const Device device(x);
-  const StepLayout layout(x);
+  const StepLayout layout = layout_of<Device>(x, !norm.scale && !held);
   const int64_t timesteps = timesteps_of(x, held);
   STD_TORCH_CHECK(surrogate.args.size() == 2, "snnkern: a surrogate takes two numbers, given ",
                   surrogate.args.size());
@@ -308,6 +316,7 @@ Gradients backward(const Tensor& grad_spikes, const OptionalTensor& grad_state,
             data_or_null<F>(current),
             grads.const_data_ptr(),
             time_stride(grads),
+            layout.sample_step(grads),
             data_or_null<F>(grad_final),
             data_or_null<F>(grad_final_current),
             detach_reset,
@@ -316,6 +325,8 @@ Gradients backward(const Tensor& grad_spikes, const OptionalTensor& grad_state,
             layout.sample_stride(),
             held != 0,
             out.x.mutable_data_ptr(),
+            out.x.stride(0),
+            layout.sample_step(out.x),
             init ? static_cast<F*>(out.v_init.mutable_data_ptr()) : nullptr,
             current ? static_cast<F*>(out.current_init.mutable_data_ptr()) : nullptr,
             decay.data(),

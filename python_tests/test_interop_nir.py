@@ -52,6 +52,14 @@ NEURONS: dict[str, tuple[Any, Any]] = {
         lambda r: LIF(rate=PER_NEURON, charge="euler", reset=r, strict=True, gain=1.5),
         lambda r: LIF(tau=3.0, charge="decay", reset=r, threshold=0.5),
     ),
+    "synapses": (
+        lambda r: LIF(0.9, 0.7, reset=r, synapse="charged", synapse_decay=0.5, gain=0.6),
+        lambda r: LIF(tau=2.0, charge="decay", reset=r, synapse="decayed", synapse_decay=0.7),
+    ),
+    "synapse of Norse": (
+        lambda r: LIF(rate=0.3, charge="euler", reset=r, synapse="jump", synapse_decay=0.2),
+        lambda r: LIF(PER_CHANNEL[:1].item(), 0.4, reset=r, synapse="jump", synapse_decay=0.5),
+    ),
     "at rest elsewhere": (
         lambda r: LIF(rate=0.3, charge="euler_box", v_rest=0.2, v_init=0.2, reset=r),
         lambda r: LIF(tau=1.7, charge="decay_input", threshold=0.3, reset=r),
@@ -96,6 +104,31 @@ def test_the_equations_are_those_of_nir() -> None:
         spikes = model(x)
         assert spikes.any()
         assert torch.equal(spikes.bool(), torch.stack(expected))
+
+
+def test_the_equations_of_a_synapse_are_those_of_nir() -> None:
+    """The current steps first, and the membrane takes what it is then."""
+    tau_syn, tau_mem, w_in, r = 4e-3, 8e-3, 3.0, 1.5
+    whole = np.ones(3)
+    node = nir.CubaLIF(
+        tau_syn=tau_syn * whole,
+        tau_mem=tau_mem * whole,
+        r=r * whole,
+        v_leak=0 * whole,
+        v_threshold=0.9 * whole,
+        w_in=w_in * whole,
+    )
+    (model,) = ours.from_nir(nir.NIRGraph.from_list(node), dt=DT, reset="soft")
+    x = torch.rand(30, 2, 3, generator=torch.Generator().manual_seed(0))
+    v, current, expected = torch.zeros(2, 3).double(), torch.zeros(2, 3).double(), []
+    for x_t in x.double().unbind(0):
+        current = current + DT / tau_syn * (w_in * x_t - current)
+        v = v + DT / tau_mem * (r * current - v)
+        expected.append(v > 0.9)
+        v = v - 0.9 * expected[-1]
+    spikes = model(x)
+    assert 0.02 < spikes.mean() < 0.98
+    assert torch.equal(spikes.bool(), torch.stack(expected))
 
 
 def test_what_we_write_means_the_same_without_our_metadata() -> None:
@@ -188,7 +221,10 @@ def test_norse_reads_ours() -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "synapse": (lambda: LIF(0.9, synapse="jump", synapse_decay=0.2), "synapse 'jump'"),
+    "synapse without a leak": (
+        lambda: LIF(1.0, synapse="jump", synapse_decay=0.2),
+        "'jump' and no leak",
+    ),
     "reset": (lambda: LIF(0.9, reset="soft"), "reset 'soft' and reset is 'hard'"),
     "delayed": (lambda: LIF(0.9, reset="delayed_soft"), "reset 'delayed_soft'"),
     "start": (lambda: LIF(0.9, v_init=0.5), "v_init 0.5"),

@@ -259,3 +259,42 @@ def test_a_gpu_is_asked_for_values_once_per_change(monkeypatch: pytest.MonkeyPat
         with torch.no_grad():
             neuron.threshold += 0.1
     assert seen == ["threshold"] * 2
+
+
+class Loop(nn.Module):
+    """A layer and its neurons, as a compiler takes them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(6, 5)
+        self.lif = snn.Leaky(0.8, spike_grad=surrogate.fast_sigmoid(slope=10), **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, spikes = self.lif.reset_mem(), []
+        for x_t in x.unbind(0):
+            s, mem = self.lif(self.fc(x_t), mem)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+@pytest.mark.parametrize("options", [{}, LEARNT], ids=["fixed", "learnt"])
+def test_compilers_and_export_see_it_whole(options: dict[str, Any]) -> None:
+    fused = Loop(**options)
+    accelerate(fused)
+    x = torch.rand(4, 3, 6, generator=torch.Generator().manual_seed(1)) * 4
+    expected = fused(x)
+    parameters = list(fused.parameters())
+    gradients = torch.autograd.grad(expected.sum(), parameters)
+    assert 0 < expected.mean() < 1
+    fused.lif.reset_mem()  # the state that is kept has the graph of the call
+    compiler: Any = torch.compile
+    spikes = compiler(fused, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(spikes, expected)
+    for compiled, eager in zip(
+        torch.autograd.grad(spikes.sum(), parameters), gradients, strict=True
+    ):
+        torch.testing.assert_close(compiled, eager)
+    fused.lif.reset_mem()
+    exported = torch.export.export(fused, (x,)).module()
+    assert torch.equal(exported(x), expected)

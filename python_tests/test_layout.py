@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from python_tests.helpers import (
     random,
     raw_neuron,
 )
+from snnkern import functional
 from snnkern._layout import empty_step, empty_steps, step_strides
 from snnkern.functional import Backend
+from snnkern.surrogate import ATan, Triangle
 
 LEAK, THRESHOLD = torch.tensor(0.5), torch.tensor(1.0)
 
@@ -138,6 +141,49 @@ def test_dense_layouts_are_read_in_place(layout: str) -> None:
             torch.Size(e.input_shapes[0]).numel() for e in events if e.name == "aten::copy_"
         )
         assert copied == COPIED.get(layout, 0)
+
+
+BATCH_FIRST = {
+    "scalars": {},
+    "per channel": {"leak": torch.tensor([0.25, 0.5, 0.75])},
+    "per neuron": {"leak": torch.rand(3, 20, 19, generator=torch.Generator().manual_seed(1))},
+    "synapse": {"synapse": "charged", "synapse_decay": 0.5, "gain": 1.5},
+    "delayed": {"reset": "delayed_soft", "delayed_spike": True},
+    "samples": {"surrogate": [ATan(2.0), Triangle(), Triangle(), Triangle(2.0)]},
+    "bytes": {"spike_format": "uint8"},
+}
+
+
+@pytest.mark.parametrize("options", BATCH_FIRST.values(), ids=BATCH_FIRST)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_large_samples_stay_batch_first(
+    options: dict[str, Any], dtype: torch.dtype, backend: Backend
+) -> None:
+    """On the CPU, nothing is copied, and all is as for the same with time outermost."""
+    if backend not in ("cpu", "reference"):
+        pytest.skip("others copy")
+    wide = random(4, 6, 3, 20, 19).to(dtype) + 0.25
+    gs = random(6, 4, 3, 20, 19, seed=2).to(dtype)
+    v_init = random(4, 3, 20, 19, seed=3).to(torch.float64 if dtype == torch.float64 else None)
+    learns = options.get("spike_format") != "uint8"
+    parameters = {"leak": torch.tensor(0.5), "threshold": torch.tensor(1.0), "v_init": v_init}
+    ends = []
+    for view in (wide.transpose(0, 1), wide.transpose(0, 1).contiguous()):
+        x = view.detach().requires_grad_(learns)
+        learnt = {
+            name: options.get(name, value).clone().requires_grad_(learns)
+            for name, value in parameters.items()
+        }
+        out = functional.lif(x, return_state=True, backend=backend, **options | learnt)
+        ends.append([t.detach() for t in out])
+        if learns:
+            ones = [torch.ones_like(state) for state in out[1:]]
+            ends[-1] += torch.autograd.grad(out, (x, *learnt.values()), (gs, *ones))
+    for apart, together in zip(*ends, strict=True):
+        assert torch.equal(apart, together)
+    over_time = [t for t in ends[0] if t.shape == gs.shape]
+    assert len(over_time) == 1 + learns
+    assert all(t.transpose(0, 1).is_contiguous() for t in over_time)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

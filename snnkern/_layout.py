@@ -1,7 +1,8 @@
 """How a tensor ``[T, N, ...]`` lies in memory, and tensors made to lie the same way.
 
 The steps of a tensor may be in any dense permutation (channels last included); what a kernel makes
-of it lies the same way, with time outermost. ``csrc/layout.h`` says the same in C++.
+of it lies the same way, with time outermost. On the CPU, ``lif`` also reads and makes tensors that
+lie batch first, ``[N, T, ...]``. ``csrc/layout.h`` says the same in C++.
 """
 
 from __future__ import annotations
@@ -35,6 +36,31 @@ def dense_strides(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ..
         contiguous.append(expected)
         expected *= size
     return tuple(reversed(contiguous))
+
+
+# Samples of so many neurons or more are read in place where each lies with all its steps.
+SAMPLE_APART = 1024
+
+
+def samples_apart(x: Tensor) -> bool:
+    """Whether ``x`` lies batch first in large contiguous samples, which the CPU's ``lif`` keeps."""
+    if x.device.type != "cpu" or x.dim() < 3 or x.shape[0] < 2 or x.shape[1] < 2:
+        return False
+    numel = 1
+    for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
+        if size != 1 and stride != numel:
+            return False
+        numel *= size
+    apart: bool = x.stride(1) >= x.shape[0] * numel
+    return numel >= SAMPLE_APART and x.stride(0) == numel and apart
+
+
+def empty_spikes(x: Tensor, dtype: torch.dtype, timesteps: int) -> Tensor:
+    """``empty_steps`` for what ``lif`` makes of ``x``, which may lie batch first."""
+    if timesteps == x.shape[0] and samples_apart(x):
+        size = (x.shape[1], timesteps, *x.shape[2:])
+        return x.new_empty(size, dtype=dtype).transpose(0, 1)
+    return empty_steps(x, dtype, timesteps)
 
 
 def empty_steps(x: Tensor, dtype: torch.dtype, timesteps: int) -> Tensor:

@@ -22,7 +22,7 @@ from snnkern import (
     _triton,
     reference,
 )
-from snnkern._layout import empty_rows, empty_step, empty_steps, empty_steps_of
+from snnkern._layout import empty_rows, empty_spikes, empty_step, empty_steps, empty_steps_of
 
 TENSORS = (
     "Tensor decay, Tensor threshold, Tensor? synapse_decay, Tensor? v_init, Tensor? current_init"
@@ -83,7 +83,7 @@ def _lif_forward_fake(x: Tensor, timesteps: int, *rest: Any) -> tuple[Tensor, Te
         spikes = _empty_bits(x, timesteps)
     else:
         uint8 = spike_format == reference.UINT8
-        spikes = empty_steps(x, torch.uint8 if uint8 else x.dtype, timesteps)
+        spikes = empty_spikes(x, torch.uint8 if uint8 else x.dtype, timesteps)
     return (
         spikes,
         empty_step(x, dtype) if return_state else x.new_empty(0, dtype=dtype),
@@ -116,7 +116,7 @@ def _lif_backward_fake(
         return x.new_empty(0, dtype=dtype) if state is None else empty_step(x, dtype)
 
     return (
-        empty_steps(x, x.dtype, x.shape[0]),
+        empty_spikes(x, x.dtype, x.shape[0]),
         like(decay, True),
         like(threshold, True),
         like(synapse_decay, synapse != reference.NO_SYNAPSE),
@@ -128,7 +128,7 @@ def _lif_backward_fake(
 def _norm_lif_forward_fake(
     x: Tensor, scale: Tensor, shift: Tensor, *neuron: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _lif_forward_fake(x, 0, *neuron)
+    return _lif_forward_fake(empty_steps(x, x.dtype, x.shape[0]), 0, *neuron)
 
 
 def _norm_lif_backward_fake(
@@ -142,7 +142,8 @@ def _norm_lif_backward_fake(
     *neuron_and_sums: Any,
 ) -> tuple[Tensor, ...]:
     *neuron, sums = neuron_and_sums
-    grad_x, *rest = _lif_backward_fake(grad_spikes, grad_state, grad_current, x, 0, *neuron)
+    steps = empty_steps(x, x.dtype, x.shape[0])
+    grad_x, *rest = _lif_backward_fake(grad_spikes, grad_state, grad_current, steps, 0, *neuron)
     of_channels = [torch.empty_like(scale) if sums else scale.new_empty(0) for _ in range(2)]
     return grad_x, *of_channels, *rest
 

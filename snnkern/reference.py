@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from snnkern._layout import empty_rows, empty_step, empty_steps, empty_steps_of
+from snnkern._layout import empty_rows, empty_spikes, empty_step, empty_steps, empty_steps_of
 
 # Options that the ops take as a number are its place in these.
 CHARGES = ("leak", "euler", "euler_box", "decay_input", "decay")
@@ -320,7 +320,7 @@ def lif_forward(
     )
     u, c = _start(v_init, x), _start(current_init, x)
     timesteps = timesteps or x.shape[0]
-    spikes = empty_steps(x, x.dtype, timesteps)
+    spikes = empty_spikes(x, x.dtype, timesteps)
     fired = neuron.fires(u)
     for x_t, out in zip(x.expand(timesteps, *x.shape[1:]).unbind(0), spikes.unbind(0), strict=True):
         if delayed_spike:
@@ -332,7 +332,7 @@ def lif_forward(
         if not delayed_spike:
             out.copy_(fired)
     if spike_format == UINT8:
-        spikes = empty_steps(x, torch.uint8, timesteps).copy_(spikes)
+        spikes = empty_spikes(x, torch.uint8, timesteps).copy_(spikes)
     elif spike_format == BITS:
         spikes = pack_bits(in_memory_order(spikes))
     none = x.new_empty(0, dtype=dtype)
@@ -396,7 +396,7 @@ def lif_backward(
         membranes.append(v)
         states.append(neuron.carry(v, neuron.fires(v)))
 
-    grad_x = empty_steps(x, x.dtype, x.shape[0])
+    grad_x = empty_spikes(x, x.dtype, x.shape[0])
     empty = x.new_empty(0, dtype=dtype)
 
     def gradients(

@@ -1,6 +1,7 @@
 #include "lif.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <iterator>
 #include <memory>
 #include <numeric>
@@ -20,8 +21,9 @@ constexpr std::int64_t kTilesWanted = 16;  // enough to share out among threads
 
 template <class F>
 bool fits_blocks(const LifDynamics<F>& d) {
-  return std::is_same_v<F, float> && d.charge == Charge::kLeak && d.synapse == Synapse::kNone &&
-         !d.delayed_spike && d.gain == F(1) && d.decay.count == 1 && d.threshold.count == 1;
+  return std::is_same_v<F, float> && runs_in_blocks(d.charge, d.reset, d.synapse) &&
+         !d.delayed_spike && d.decay.count == 1 && d.threshold.count == 1 &&
+         d.synapse_decay.count == 1;
 }
 
 template <class F>
@@ -57,7 +59,8 @@ Tiling Tiling::of(const LifShape& shape, std::int64_t kept, std::int64_t largest
   largest = std::clamp(kNumbersKept / (kept * shape.timesteps), kSmallestTile, largest);
   const std::int64_t share = (shape.neurons + kTilesWanted - 1) / kTilesWanted;
   const std::int64_t size = std::clamp(share, kSmallestTile, largest);
-  return {shape.neurons, (size + kCacheLine - 1) / kCacheLine * kCacheLine};
+  return {shape.neurons / shape.samples, (size + kCacheLine - 1) / kCacheLine * kCacheLine,
+          shape.samples};
 }
 
 namespace {
@@ -80,42 +83,119 @@ Tiling tiling_of(const LifBackward<F>& p) {
   return tiling_of_pass(p, fits_blocks(p), 5);
 }
 
+namespace {
+
+// A pass over a single one of the samples that lie apart.
+template <class Pass>
+class Sample {
+ public:
+  Sample(const Pass& pass, std::int64_t number)
+      : p(pass), number_(number), neurons_(pass.shape.neurons / pass.shape.samples) {
+    if (pass.shape.samples == 1) return;
+    move(p.x, p.shape.dtype, p.shape.x_sample);
+    move(p.v_init);
+    move(p.current_init);
+    move(p.dynamics.decay);
+    move(p.dynamics.threshold);
+    move(p.dynamics.synapse_decay);
+    of_its_own(p);
+    p.shape.neurons = neurons_;
+    p.shape.samples = 1;
+  }
+
+  Pass p;
+
+ private:
+  template <class F>
+  void of_its_own(LifForward<F>& pass) const {
+    move(pass.spikes, pass.spike_dtype, pass.spikes_sample);
+    move(pass.state);
+    move(pass.current);
+  }
+
+  template <class F>
+  void of_its_own(LifBackward<F>& pass) const {
+    move(pass.grad_spikes, pass.shape.dtype, pass.grad_sample);
+    move(pass.grad_state);
+    move(pass.grad_current);
+    move(pass.grad_x, pass.shape.dtype, pass.grad_x_sample);
+    move(pass.grad_v_init);
+    move(pass.grad_current_init);
+    move(pass.neuron_grad_decay);
+    move(pass.neuron_grad_threshold);
+    move(pass.neuron_grad_synapse);
+    if (pass.samples != 1) pass.surrogates += number_;
+    pass.samples = 1;
+  }
+
+  // A value for each neuron, of all samples.
+  template <class F>
+  void move(F*& values) const {
+    if (values) values += number_ * neurons_;
+  }
+
+  template <class F>
+  void move(Parameter<F>& parameter) const {
+    if (parameter.count == p.shape.neurons) move(parameter.data);
+  }
+
+  // A tensor over time.
+  template <class Memory>
+  void move(Memory*& memory, Dtype dtype, std::int64_t step) const {
+    using Byte = std::conditional_t<std::is_const_v<Memory>, const std::byte, std::byte>;
+    memory = static_cast<Byte*>(memory) + number_ * step * bytes_of(dtype);
+  }
+
+  std::int64_t number_, neurons_;
+};
+
+// Calls f(pass over a sample, begin, n) for tiles [first, last).
+template <class Pass, class Call>
+void for_each_tile(const Pass& p, const Tiling& tiling, std::int64_t first, std::int64_t last,
+                   Call&& f) {
+  const std::int64_t per_sample = tiling.per_sample();
+  for (; first < last; ++first) {
+    const std::int64_t begin = first % per_sample * tiling.size;
+    f(Sample<Pass>(p, first / per_sample).p, begin, std::min(tiling.size, tiling.neurons - begin));
+  }
+}
+
+}  // namespace
+
 template <class F>
 void lif_forward(const LifForward<F>& p, const Tiling& tiling, std::int64_t first,
                  std::int64_t last) {
-  for (std::int64_t begin = first * tiling.size; first < last; ++first, begin += tiling.size) {
-    const std::int64_t n = std::min(tiling.size, p.shape.neurons - begin);
-    if constexpr (std::is_same_v<F, float>) {
-      if (fits_blocks(p.dynamics)) {
-        forward_in_blocks(p, begin, n, tiling.size);
-        continue;
-      }
-    }
-    forward_by_steps(p, begin, n, tiling.size);
-  }
+  for_each_tile(p, tiling, first, last,
+                [&](const LifForward<F>& of_sample, std::int64_t begin, std::int64_t n) {
+                  if constexpr (std::is_same_v<F, float>) {
+                    if (fits_blocks(p.dynamics)) {
+                      return forward_in_blocks(of_sample, begin, n, tiling.size);
+                    }
+                  }
+                  forward_by_steps(of_sample, begin, n, tiling.size);
+                });
 }
 
 template <class F>
 void lif_backward(const LifBackward<F>& p, const Tiling& tiling, std::int64_t first,
                   std::int64_t last) {
   const bool in_blocks = fits_blocks(p);
-  for (std::int64_t begin = first * tiling.size; first < last; ++first, begin += tiling.size) {
-    const std::int64_t n = std::min(tiling.size, p.shape.neurons - begin);
-    if constexpr (std::is_same_v<F, float>) {
-      if (in_blocks) {
-        for_each_surrogate(
-            p, begin, begin + n,
-            [&](const SurrogateChoice& choice, std::int64_t from, std::int64_t stop) {
-              LifBackward<F> run = p;
-              run.surrogates = &choice;
-              run.samples = 1;
-              backward_in_blocks(run, from, stop - from, tiling.size);
-            });
-        continue;
-      }
-    }
-    backward_by_steps(p, begin, n, tiling.size);
-  }
+  for_each_tile(p, tiling, first, last,
+                [&](const LifBackward<F>& of_sample, std::int64_t begin, std::int64_t n) {
+                  if constexpr (std::is_same_v<F, float>) {
+                    if (in_blocks) {
+                      return for_each_surrogate(
+                          of_sample, begin, begin + n,
+                          [&](const SurrogateChoice& choice, std::int64_t from, std::int64_t stop) {
+                            LifBackward<F> run = of_sample;
+                            run.surrogates = &choice;
+                            run.samples = 1;
+                            backward_in_blocks(run, from, stop - from, tiling.size);
+                          });
+                    }
+                  }
+                  backward_by_steps(of_sample, begin, n, tiling.size);
+                });
 }
 
 template <class F>

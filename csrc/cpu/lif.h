@@ -13,12 +13,14 @@ namespace snnkern::cpu {
 
 // The cut of the neurons into tiles.
 struct Tiling {
-  std::int64_t neurons;
+  std::int64_t neurons;  // of each sample, where samples lie apart
   std::int64_t size;
+  std::int64_t samples;
 
   // `kept`: numbers that the kernel remembers per neuron and step. `largest`: a tile's length.
   static Tiling of(const LifShape& shape, std::int64_t kept, std::int64_t largest);
-  std::int64_t count() const { return (neurons + size - 1) / size; }
+  std::int64_t per_sample() const { return (neurons + size - 1) / size; }
+  std::int64_t count() const { return samples * per_sample(); }
 };
 
 template <class F>

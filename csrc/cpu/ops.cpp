@@ -40,6 +40,8 @@ std::vector<SurrogateChoice> choices_of(const Tensor& table) {
 
 // See lif_ops.h.
 struct Cpu {
+  static constexpr bool kReadsSamplesApart = true;
+
   explicit Cpu(const Tensor&) {}
 
   template <class F>

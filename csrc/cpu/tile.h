@@ -51,6 +51,12 @@ class Rows {
   std::int64_t length_;
 };
 
+// The smallest membrane that fires, see Neuron.
+template <class F>
+F fires_from(F threshold, bool strict) {
+  return strict ? std::nextafter(threshold, std::numeric_limits<F>::infinity()) : threshold;
+}
+
 // The neurons of a tile: one and the same for all, or rows of parameters. `kUniform` decides at
 // compile time, so that the usual case keeps its constants in registers.
 template <class F, bool kUniform>
@@ -95,8 +101,7 @@ Neurons<F, kUniform> gather_neurons(const LifDynamics<F>& dynamics, std::int64_t
   fill_row(dynamics.decay, begin, end, decay);
   fill_row(dynamics.threshold, begin, end, threshold);
   for (std::int64_t i = 0; i < end - begin; ++i) {
-    fire_at[i] = dynamics.strict ? std::nextafter(threshold[i], std::numeric_limits<F>::infinity())
-                                 : threshold[i];
+    fire_at[i] = fires_from(threshold[i], dynamics.strict);
     inverse[i] = F(1) / threshold[i];
   }
   return {decay, threshold, fire_at, inverse, dynamics.v_rest, dynamics.v_reset};
@@ -207,8 +212,7 @@ class InputGradient {
 
   RowsOf<F> target(std::int64_t t, std::int64_t from, std::int64_t count) const {
     if (p_.sum_over_time) return {buffer_, count};
-    return target_rows(p_.shape.dtype, p_.grad_x, offset(t, from), p_.shape.neurons, count,
-                       buffer_);
+    return target_rows(p_.shape.dtype, p_.grad_x, offset(t, from), p_.grad_x_step, count, buffer_);
   }
 
   // For kernels that add up by themselves what the normalisation needs; else `store` does.
@@ -229,7 +233,7 @@ class InputGradient {
         add_row(count, rows.data + k * rows.step, sum_ + from);
       }
     } else {
-      store_rows(p_.shape.dtype, rows, p_.grad_x, offset(t, from), p_.shape.neurons, steps, count);
+      store_rows(p_.shape.dtype, rows, p_.grad_x, offset(t, from), p_.grad_x_step, steps, count);
     }
   }
 
@@ -247,7 +251,7 @@ class InputGradient {
 
  private:
   std::int64_t offset(std::int64_t t, std::int64_t from) const {
-    return t * p_.shape.neurons + begin_ + from;
+    return t * p_.grad_x_step + begin_ + from;
   }
 
   const LifBackward<F>& p_;
@@ -257,8 +261,23 @@ class InputGradient {
 };
 
 // The two ways through a tile [begin, begin + n): in blocks of steps, for neurons that share their
-// parameters and have nothing unusual about them (lif_blocks.cpp), and step by step
-// (lif_steps.cpp).
+// parameters (lif_blocks.cpp), and step by step (lif_steps.cpp). Compiled in blocks are the neurons
+// that libraries have.
+constexpr bool runs_in_blocks(Charge charge, Reset reset, Synapse synapse) {
+  const bool at_once = reset == Reset::kHard || reset == Reset::kSoft;
+  switch (synapse) {
+    case Synapse::kNone:
+      return charge == Charge::kLeak || at_once;
+    case Synapse::kCharged:  // snnTorch
+      return charge == Charge::kLeak && !at_once;
+    case Synapse::kDecayed:  // sinabs
+      return charge == Charge::kLeak && at_once;
+    case Synapse::kJump:  // Norse
+      return charge == Charge::kEuler && reset == Reset::kHard;
+  }
+  return false;
+}
+
 void forward_in_blocks(const LifForward<float>& p, std::int64_t begin, std::int64_t n,
                        std::int64_t length);
 void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::int64_t n,

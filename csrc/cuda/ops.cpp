@@ -19,6 +19,8 @@ void check(cudaError_t error) {
 // See lif_ops.h. While it lives, the device of the tensor is the current one.
 class Cuda {
  public:
+  static constexpr bool kReadsSamplesApart = false;
+
   explicit Cuda(const Tensor& x) : like_(x) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_create_cuda_guard(x.get_device_index(), &guard_));
     void* stream = nullptr;

@@ -34,7 +34,8 @@ def to_nir(model: nn.Sequential, sample: Tensor, *, dt: float, reset: Convention
 
     A step of ours is Euler's for ``tau dv/dt = (v_leak - v) + r I`` with step ``dt``: ``tau`` is
     ``dt / rate``, ``dt * tau`` or ``dt / (1 - leak)``, and ``r`` makes up for the gain; a neuron
-    without a leak is ``nir.IF``. Surrogates have no place in NIR. Our own charge and comparison
+    without a leak is ``nir.IF``, one with a synapse ``nir.CubaLIF``: a step of the current, then
+    one of the membrane. Surrogates have no place in NIR. Our own charge, synapse and comparison
     stand in the metadata, so that ``from_nir`` gives the same spikes; nobody needs them.
 
     Args:
@@ -102,7 +103,7 @@ def from_nir(
         layer: nn.Module
         if isinstance(node, nir.Input | nir.Output):
             continue
-        if isinstance(node, nir.LIF | nir.IF):
+        if isinstance(node, nir.LIF | nir.IF | nir.CubaLIF):
             layer = _neuron_from_nir(name, node, dt, reset, strict, surrogate)
         else:
             layer = TimeDistributed(_layer_from_nir(name, node))
@@ -137,8 +138,6 @@ def _array(value: Tensor | float, shape: torch.Size) -> Array:
 
 
 def _neuron_to_nir(name: str, layer: LIF, shape: torch.Size, dt: float, reset: Convention) -> Any:
-    if layer.synapse != "none":
-        raise ValueError(f"{name} has synapse {layer.synapse!r}, which discretises another way")
     if layer.delayed_spike:
         raise ValueError(f"{name} has delayed_spike, which NIR does not know")
     if layer.reset != reset:
@@ -158,8 +157,13 @@ def _neuron_to_nir(name: str, layer: LIF, shape: torch.Size, dt: float, reset: C
         "charge": layer.charge,
         "gain": layer.gain,
         "strict": int(layer.strict),
+        "synapse": layer.synapse,
     }
     if layer.charge == "leak" and (decay == 1).all():
+        if layer.synapse != "none":
+            raise ValueError(
+                f"{name} has synapse {layer.synapse!r} and no leak, which NIR has no node for"
+            )
         return _with_metadata(nir.IF(r=gain / dt, v_threshold=threshold, **more), ours)
     if layer.charge == "leak":
         if (decay == 1).any():
@@ -171,7 +175,17 @@ def _neuron_to_nir(name: str, layer: LIF, shape: torch.Size, dt: float, reset: C
         tau, r = dt / decay, gain
     else:
         tau, r = dt * decay, gain * (decay if layer.charge == "decay" else 1)
-    return _with_metadata(nir.LIF(tau=tau, r=r, v_leak=rest, v_threshold=threshold, **more), ours)
+    same = {"r": r, "v_leak": rest, "v_threshold": threshold} | more
+    if layer.synapse == "none":
+        return _with_metadata(nir.LIF(tau=tau, **same), ours)
+    kept = _array(acting["synapse_decay"], shape)
+    kept = 1 - kept if layer.synapse == "jump" else kept
+    if (kept == 1).any():
+        raise ValueError(f"{name} has a synapse that keeps all its current, expected a decay")
+    weight = (kept if layer.synapse == "decayed" else 1) / (1 - kept)
+    return _with_metadata(
+        nir.CubaLIF(tau_mem=tau, tau_syn=dt / (1 - kept), w_in=weight, **same), ours
+    )
 
 
 def _with_metadata(node: Any, ours: dict[str, Any]) -> Any:
@@ -294,24 +308,43 @@ def _neuron_from_nir(
     if isinstance(node, nir.IF):
         gain = float(ours["gain"]) if known else _uniform(name, "r", node.r) * dt
         return LIF(1.0, gain=gain, **options)
-    tau = np.asarray(node.tau, dtype=np.float64)
     rest = _uniform(name, "v_leak", node.v_leak)
-    if not (tau >= dt).all():
-        raise ValueError(f"{name} has tau {tau.min()}, expected at least dt, which is {dt}")
+    through = 1.0  # the gain of the synapse
+    if isinstance(node, nir.CubaLIF):
+        tau = _time_constant(name, "tau_mem", node.tau_mem, dt)
+        share = dt / _time_constant(name, "tau_syn", node.tau_syn, dt)
+        through = _near_one(_uniform(name, "w_in dt / tau_syn", share * node.w_in))
+        synapse = _text(ours["synapse"]) if known else "charged"
+        options["synapse"] = synapse
+        options["synapse_decay"] = _parameter(share if synapse == "jump" else 1 - share)
+    else:
+        tau = _time_constant(name, "tau", node.tau, dt)
     charge = _text(ours["charge"]) if known else "euler_box"  # as Norse has it
     r = np.asarray(node.r, dtype=np.float64)
     drive = dt / tau * r
     makes_up = np.allclose(drive, drive.flat[0], 1e-6, 0) and not (r == 1).all()
     if not known and makes_up and rest == 0:
         # r makes up for tau, as snnTorch writes it: the current as it is, and a leak.
-        gain = 1.0 if np.allclose(drive, 1, 1e-6, 0) else float(drive.flat[0])
+        gain = _near_one(float(drive.flat[0]) * through)
         return LIF(_parameter(1 - dt / tau), gain=gain, **options)
-    options["gain"] = float(ours["gain"]) if known else _uniform(name, "r", r)
+    options["gain"] = float(ours["gain"]) if known else _uniform(name, "r", r) * through
     if charge == "leak":
         return LIF(_parameter(1 - dt / tau), **options)
     decay = dt / tau if charge in ("euler", "euler_box") else tau / dt
     options["rate" if charge in ("euler", "euler_box") else "tau"] = _parameter(decay)
     return LIF(charge=charge, v_rest=rest, v_init=rest or None, **options)  # type: ignore[arg-type]
+
+
+def _time_constant(name: str, what: str, values: Any, dt: float) -> Array:
+    tau = np.asarray(values, dtype=np.float64)
+    if not (tau >= dt).all():
+        raise ValueError(f"{name} has {what} {tau.min()}, expected at least dt, which is {dt}")
+    return tau
+
+
+def _near_one(gain: float) -> float:
+    """The gain, or 1 where that is what rounding left of it."""
+    return 1.0 if abs(gain - 1) < 1e-6 else gain
 
 
 def _text(value: Any) -> str:

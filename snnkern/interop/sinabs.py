@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from sinabs import activation
 from sinabs.layers import IAF, LIF, IAFSqueeze, LIFSqueeze, StatefulLayer
 from torch import Tensor
 
 from snnkern.interop.fused import Fused, Library, bounded, is_number, number, spread
 from snnkern.surrogate import Erf, Exponential, Surrogate
+
+CHUNK = 1 << 16  # numbers that are summed in their own precision
+
+
+class GainGradient(torch.autograd.Function):
+    """The gradient of a learnt leak through the gain ``1 - leak``, which ``lif`` takes as a number.
+
+    Hands on ``x``, whose gradient is the gain times that of what the neurons see.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, leak: Tensor, gain: float) -> Tensor:
+        """``x`` itself."""
+        ctx.save_for_backward(x)
+        ctx.gain, ctx.leak = gain, leak.detach()
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """With the sum of the product of gradient and input, which is never stored."""
+        (x,) = ctx.saved_tensors
+        pairs = [t.transpose(0, 1).reshape(-1).split(CHUNK) for t in (grad, x)]
+        dots = torch.stack([torch.dot(*pair) for pair in zip(*pairs, strict=True)])
+        of_gain = dots.sum(dtype=torch.float64) / ctx.gain
+        return grad, -of_gain.to(ctx.leak.dtype).reshape(ctx.leak.shape), None
 
 
 class FusedLayer(Fused):
@@ -99,10 +125,12 @@ class FusedLayer(Fused):
         options = {n: spread(n, p.to(x.device), x.shape[1:]) for n, p in options.items()}
         gain = 1.0
         if self.norm_input:
-            if is_number(leak) and not leak.is_cuda:
-                gain = number(1 - leak)
-            else:
-                x = (1 - leak) * x
+            known = leak.numel() == 1 and not leak.is_cuda and self.gradient_mode is None
+            gain = number((1 - leak).detach()) if known or is_number(leak) else 0.0
+            if gain == 0:
+                gain, x = 1.0, (1 - leak) * x
+            elif leak.requires_grad:
+                x = GainGradient.apply(x, leak, gain)  # type: ignore[no-untyped-call]
         states = [self.v_mem, *([] if decay is None else [self.i_syn])]
         spikes, *states = self.run_fused(
             x,

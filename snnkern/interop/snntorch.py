@@ -11,29 +11,39 @@ from torch import Tensor
 from snnkern.interop.fused import Fused, Library, bounded, modules_of, number, spread
 from snnkern.surrogate import ATan, FastSigmoid, Sigmoid, StraightThrough, Surrogate
 
-SURROGATES = {"atan": ATan, "fast_sigmoid": FastSigmoid, "sigmoid": Sigmoid}
+SURROGATES: dict[str, Any] = {
+    "atan": ATan,
+    "fast_sigmoid": FastSigmoid,
+    "sigmoid": Sigmoid,
+    "straight_through_estimator": StraightThrough,
+}
 RESETS = {"_base_sub": "delayed_soft", "_base_zero": "hard", "_base_int": "none"}
 
 
-def our_surrogate(theirs: Any) -> Surrogate | str:
-    """The same surrogate in our words, read from the closure that it is; or why there is none."""
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def read_surrogate(theirs: Any) -> tuple[str, tuple[float, ...]] | str:
+    """The name and the numbers of a surrogate, from the closure that it is; or why it has none."""
     name = getattr(theirs, "__qualname__", "").removesuffix(".<locals>.inner")
     if getattr(theirs, "__module__", "") != "snntorch.surrogate":
         return f"spike_grad is {theirs!r}, which is not one of snnTorch's own"
-    if name == "straight_through_estimator":
-        return StraightThrough()
     if name not in SURROGATES:
         return f"there is no surrogate {name} here"
-    (cell,) = theirs.__closure__
-    width = cell.cell_contents
-    if not isinstance(width, int | float) or not width > 0:
-        return f"spike_grad is {name}({width!r}), expected a number above 0"
-    return SURROGATES[name](width)
+    widths = tuple(cell.cell_contents for cell in theirs.__closure__ or ())
+    if not all(isinstance(width, int | float) and width > 0 for width in widths):
+        return f"spike_grad is {name}({widths[0]!r}), expected a number above 0"
+    return name, widths
+
+
+def our_surrogate(theirs: Any) -> Surrogate | str:
+    """The same surrogate in our words; or why there is none."""
+    read = read_surrogate(theirs)
+    return read if isinstance(read, str) else SURROGATES[read[0]](*read[1])
 
 
 def is_one(factor: Tensor) -> bool:
     """Whether a factor changes nothing."""
-    return not factor.requires_grad and factor.numel() == 1 and number(factor) == 1
+    known = not factor.requires_grad and not torch.compiler.is_compiling()
+    return known and factor.numel() == 1 and number(factor) == 1
 
 
 class FusedNeuron(Fused):

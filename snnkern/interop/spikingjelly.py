@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from snnkern.interop.fused import HALF, Fused, Library, bounded, modules_of
 from snnkern.surrogate import ATan, Erf, Exponential, FastSigmoid, Rectangle, Sigmoid, Triangle
 from snnkern.surrogate import Surrogate as OurSurrogate
 
+Tensors = tuple[Tensor, ...]
+States = tuple[Any, ...]
 # 2.0.0 hands states through functions; 0.0.0.0.14 has a step of its own in training and in eval.
 HAS_TRANSITIONS = hasattr(neuron.BaseNode, "single_step_functional_forward")
 
@@ -101,33 +104,33 @@ class FusedNode20(FusedNode):
         return result
 
     def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **options: object
-    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        self, inputs: Tensors, states: States, **options: object
+    ) -> tuple[Tensors, States]:
         """One step ``[N, ...]``."""
-        (x,) = inputs
-        if reason := self.unfit(x):
-            self.leave(reason)
-            own: Any = super()
-            result: tuple[tuple[Tensor, ...], tuple[Any, ...]] = own.single_step_functional_forward(
-                inputs, states, **options
-            )
-            return result
-        spikes, v = self.step_fused(x, states[0], **self.fused_options(x))
-        return (spikes,), (v, *states[1:])
+        own = super().single_step_functional_forward  # type: ignore[misc]
+        return self.fused_or_own(self.step_fused, own, inputs, states, options)
 
     def multi_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **options: object
-    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        self, inputs: Tensors, states: States, **options: object
+    ) -> tuple[Tensors, States]:
         """All steps ``[T, N, ...]``."""
+        own = super().multi_step_functional_forward  # type: ignore[misc]
+        return self.fused_or_own(self.run_fused, own, inputs, states, options)
+
+    def fused_or_own(
+        self,
+        run: Callable[..., Tensors],
+        own: Callable[..., tuple[Tensors, States]],
+        inputs: Tensors,
+        states: States,
+        options: dict[str, object],
+    ) -> tuple[Tensors, States]:
+        """Spikes and states of ``run``, or where it cannot, of the library's own call."""
         (x,) = inputs
         if reason := self.unfit(x):
             self.leave(reason)
-            own: Any = super()
-            result: tuple[tuple[Tensor, ...], tuple[Any, ...]] = own.multi_step_functional_forward(
-                inputs, states, **options
-            )
-            return result
-        spikes, v = self.run_fused(x, states[0], **self.fused_options(x))
+            return own(inputs, states, **options)
+        spikes, v = run(x, states[0], **self.fused_options(x))
         return (spikes,), (v, *states[1:])
 
 
