@@ -10,17 +10,17 @@ from torch import Tensor
 
 from snnkern import _load
 
-# Dense products take so long for one that events take: oneDNN is near the peak of the machine, rows
-# of weights come from the second cache.
-DENSE_RATE = 3.0
-# In dense products: bringing one weight into the order in which events read it.
-ROW_COST = 40.0
-# Of the dense time, events have to promise less than this, and less still to begin.
-WORTH, BEGIN = 0.85, 0.85
+# What things cost in dense products, for which oneDNN is near the peak of a core. A product by
+# events: its row comes from the second cache. An input: it is packed, unpacked and listed. A weight
+# of a convolution, or of a linear layer, whose dense products wait for memory: it is brought into
+# the order in which events read.
+EVENT_COST, INPUT_COST, ROW_COSTS = 3.0, 40.0, {4: 150.0, 2: 60.0}
+# Of the dense time, events have to promise less than this.
+WORTH = 0.85
 # Dense products that are over before anything has been looked at.
 LEAST_PRODUCTS = 2**25
-# Calls without a look behind one that found too much, and images that are looked at.
-PAUSE, LOOKED_AT = 8, 4
+# Images of a batch that are looked at before all of it is, and by how much they may mislead.
+LOOKED_AT, MISLED = 4, 1.25
 
 
 def why_never(x: Tensor, weight: Tensor, groups: int) -> str:
@@ -48,11 +48,25 @@ def is_watched() -> bool:
     )
 
 
-class Choice:
-    """What a layer measured of its input, and what it chose.
+def limit(x: Tensor, weight: Tensor, positions: int, fresh_rows: bool) -> float:
+    """The density of ``x`` below which events pay, for a layer of so many output positions."""
+    cost = INPUT_COST * x.numel()
+    if fresh_rows:
+        cost += ROW_COSTS[weight.dim()] * weight.numel()
+    return max(0.0, (WORTH - cost / (positions * weight.numel())) / EVENT_COST)
 
-    The choice depends on densities alone, never on a clock: the same inputs in the same order give
-    the same sums. It has hysteresis, so that a density near the limit does not flip it.
+
+def is_promising(x: Tensor, below: float) -> bool:
+    """From a few images, whether a look at all of ``x`` is worth its time."""
+    some = x[:: max(1, len(x) // LOOKED_AT)]
+    return int(torch.count_nonzero(some)) < MISLED * below * some.numel()
+
+
+class Choice:
+    """What a layer found in its last input, what it chose, and why.
+
+    The choice depends on the input alone, neither on a clock nor on earlier calls: equal inputs
+    give equal sums, in a run that was resumed too. To change it costs nothing: rows are kept.
     """
 
     def __init__(self) -> None:
@@ -60,47 +74,23 @@ class Choice:
         self.density: float | None = None
         self.reason = "not called yet"
         self.seconds: dict[str, float] = {}
-        self._pause = 0
 
-    def limit(self, positions: int, fresh_rows: bool) -> float:
-        """The density below which events pay, for a layer of so many output positions."""
-        worth = WORTH - (ROW_COST / positions if fresh_rows else 0.0)
-        return worth / DENSE_RATE * (1.0 if self.by_events else BEGIN)
-
-    def decide(self, density: float, limit: float) -> bool:
+    def decide(self, density: float, below: float) -> bool:
         """Chooses for an input that is spikes."""
         self.density = density
-        self.by_events = density < limit
-        self.reason = f"density {'below' if self.by_events else 'at least'} {limit:.3f}"
-        self._pause = 0 if self.by_events else PAUSE
+        self.by_events = density < below
+        self.reason = f"density {'below' if self.by_events else 'at least'} {below:.3f}"
         return self.by_events
 
     def never(self, reason: str) -> None:
         """Dense, whatever the density."""
         self.by_events, self.density, self.reason = False, None, reason
-        self._pause = PAUSE
 
-    def is_promising(self, x: Tensor, limit: float) -> bool:
-        """From a few images now and then, whether a look at all of ``x`` is worth its time."""
-        if self.by_events:
-            return True
-        if self._pause > 0:
-            self._pause -= 1
-            return False
-        some = x[:: max(1, len(x) // LOOKED_AT)]
-        density = int(torch.count_nonzero(some)) / some.numel()
-        if density < limit:
-            return True
-        self.density = density
-        self.reason = f"density at least {limit:.3f}"
-        self._pause = PAUSE
-        return False
-
-    def timed(self, run: Callable[[], Tensor]) -> Tensor:
-        """Runs the layer as chosen, and keeps how long that took."""
+    def timed(self, run: Callable[[], Tensor], by_events: bool) -> Tensor:
+        """Runs the layer, and keeps how long that took."""
         start = perf_counter()
         result = run()
-        self.seconds["events" if self.by_events else "dense"] = perf_counter() - start
+        self.seconds["events" if by_events else "dense"] = perf_counter() - start
         return result
 
 

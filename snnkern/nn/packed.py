@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from snnkern import functional
 from snnkern.autograd import POINT, PackedConv2d, PackedLinear, PackedMaxPool2d
 from snnkern.autograd import AvgPool2d as AvgPool2dFunction
-from snnkern.nn.events import LEAST_PRODUCTS, Choice, density_of, is_watched, why_never
+from snnkern.nn import events
 
 
 class SpikeInput(nn.Module):
@@ -57,11 +57,11 @@ class EventDriven(SpikeInput):
     """What convolutions and linear layers share: the choice how to multiply.
 
     On the CPU, rows of the weight are summed where a sparse input is active, in less time than
-    dense products take. The layer measures the density of its input, in training every time, since
-    that is packed anyway, otherwise now and then on a few images, and goes by events while it is
-    low; ``snnkern.info(model)`` tells what was measured and chosen. What comes out is then equal up
-    to rounding, and channels last in memory. The weight stands a second time in memory, in the
-    order that events read.
+    dense products take. The layer measures the density of its input, where its weight learns of
+    all of it, since that is packed anyway, otherwise of a few images first, and goes by events
+    where it is low; ``snnkern.info(model)`` tells what was measured and chosen. What comes out is
+    then equal up to rounding, and channels last in memory. The weight stands a second time in
+    memory, in the order that events read.
 
     Args:
         args, options: as the layer of torch takes them, and ``spike_input``.
@@ -83,11 +83,11 @@ class EventDriven(SpikeInput):
                 "event_driven is True and spike_input is False, expected spikes as input"
             )
         self.event_driven = event_driven
-        self.choice = Choice()
+        self.choice = events.Choice()
 
     def _may_choose(self) -> bool:
         if self.event_driven is None:
-            return self.spike_input is not False and not is_watched()
+            return self.spike_input is not False and not events.is_watched()
         return self.event_driven
 
     def _look(
@@ -100,34 +100,37 @@ class EventDriven(SpikeInput):
         learns = torch.is_grad_enabled() and weight.requires_grad
         if not self._may_choose() or x.numel() == 0:
             return self._pack(x) if learns else None, False
-        reason = why_never(x, weight, groups)
+        reason = events.why_never(x, weight, groups)
         if self.event_driven:
             if reason:
                 raise ValueError(f"event_driven is True, which cannot be: {reason}")
             packed: Tensor | None = functional.pack_spikes(x.detach())
             assert packed is not None
             if not torch.compiler.is_compiling():
-                self.choice.decide(density_of(packed, x.numel()), torch.inf)
+                self.choice.decide(events.density_of(packed, x.numel()), torch.inf)
             return packed, True
-        if not reason and positions * weight.numel() < LEAST_PRODUCTS:
-            reason = f"fewer than {LEAST_PRODUCTS} products"
+        if not reason and positions * weight.numel() < events.LEAST_PRODUCTS:
+            reason = f"fewer than {events.LEAST_PRODUCTS} products"
         if not reason and functional.maps_in_order(x) is not x:
             reason = "channels neither first nor last in memory"
         if reason:
             self.choice.never(reason)
             return self._pack(x) if learns else None, False
-        limit = self.choice.limit(positions, fresh_rows=learns)
-        if not learns and not self.choice.is_promising(x, limit):
+        # The mode, not `learns`: a checkpoint's two passes are to choose alike.
+        fresh_rows = self.training and weight.requires_grad
+        below = events.limit(x, weight, positions, fresh_rows)
+        if not learns and not events.is_promising(x, below):
+            self.choice.never(f"density of some images not below {below:.3f}")
             return None, False
         packed = self._pack(x) if learns else functional.pack_if_spikes(x)
         if packed is None:
             self.choice.never("the input is not spikes")
             return None, False
-        by_events = self.choice.decide(density_of(packed, x.numel()), limit)
+        by_events = self.choice.decide(events.density_of(packed, x.numel()), below)
         return packed if learns or by_events else None, by_events
 
-    def _run(self, layer: Callable[[], Tensor]) -> Tensor:
-        return layer() if torch.compiler.is_compiling() else self.choice.timed(layer)
+    def _run(self, layer: Callable[[], Tensor], by_events: bool) -> Tensor:
+        return layer() if torch.compiler.is_compiling() else self.choice.timed(layer, by_events)
 
     def extra_repr(self) -> str:
         """That of torch, and the options of this file where they are set."""
@@ -194,7 +197,7 @@ class Conv2d(EventDriven, nn.Conv2d):
             dense: Tensor = PackedConv2d.apply(batch, packed, weight, bias, *geometry, self.groups)
             return dense
 
-        result = self._run(run)
+        result = self._run(run, by_events)
         return result if x.dim() == 4 else result.squeeze(0)
 
     def _positions(self, x: Tensor, padding: tuple[int, ...]) -> int:
@@ -247,7 +250,7 @@ class Linear(EventDriven, nn.Linear):
             dense: Tensor = PackedLinear.apply(batch, packed, weight, bias)
             return dense
 
-        result = self._run(run)
+        result = self._run(run, by_events)
         return result if x.dim() > 1 else result.squeeze(0)
 
 
