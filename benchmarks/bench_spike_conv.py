@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -45,61 +46,51 @@ def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 class Case:
-    """A layer and spikes of some density; one of torch in each layout of memory."""
+    """A layer in snnkern's and in torch's kind, and spikes of every density."""
 
-    def __init__(self, channels: int, out: int, side: int, density: float) -> None:
+    def __init__(self, channels: int, out: int, side: int) -> None:
         torch.manual_seed(0)
         count = TIMESTEPS * IMAGES
         shape = (count, channels, side, side) if side else (count, channels)
-        self.spikes = (torch.rand(shape) < density).float()
-        self.layer: EventDriven
+        self.title = f"{channels} to {out}" + (f", 3x3, {side}x{side}" if side else ", linear")
+        dense: nn.Module = nn.Linear(channels, out, bias=False)
         if side:
-            self.layer = Conv2d(channels, out, 3, padding=1, bias=False)
-            self.dense: nn.Module = nn.Conv2d(channels, out, 3, padding=1, bias=False)
-        else:
-            self.layer = Linear(channels, out, bias=False)
-            self.dense = nn.Linear(channels, out, bias=False)
-        self.dense.load_state_dict(self.layer.state_dict())
-        self.layouts = [torch.contiguous_format]
-        if side:
-            self.layouts.append(torch.channels_last)
-            self.spikes = self.spikes.contiguous(memory_format=torch.channels_last)
+            dense = nn.Conv2d(channels, out, 3, padding=1, bias=False)
+        layouts = (torch.contiguous_format, torch.channels_last)[: 2 if side else 1]
+        self.torchs = [copy.deepcopy(dense).to(memory_format=layout) for layout in layouts]
+        x = (torch.rand(shape) < DENSITIES[-1]).float()
+        self.inputs = [x.contiguous(memory_format=layout) for layout in layouts]
+        self.ours: dict[float, tuple[EventDriven, Tensor]] = {}
+        for density in DENSITIES:
+            layer: EventDriven = Linear(channels, out, bias=False)
+            if side:
+                layer = Conv2d(channels, out, 3, padding=1, bias=False)
+            layer.load_state_dict(dense.state_dict())
+            spikes = (torch.rand(shape) < density).float()
+            self.ours[density] = layer, spikes.contiguous(memory_format=layouts[-1])
 
-    def forward(self) -> dict[str, Run]:
-        return self._runs(self._infer)
-
-    def backward(self) -> dict[str, Run]:
-        """Forward and the gradient of the weight, which is what events save in training."""
-        return self._runs(self._learn)
-
-    def _runs(self, run: Callable[[nn.Module, Tensor], object]) -> dict[str, Run]:
-        runs: dict[str, Run] = {"ours": lambda: run(self.layer, self.spikes)}
-        for layout in self.layouts:
-            dense = copy.deepcopy(self.dense).to(memory_format=layout)
-            x = self.spikes.contiguous(memory_format=layout)
-            runs[str(layout)] = lambda dense=dense, x=x: run(dense, x)  # type: ignore[misc]
-        return runs
-
-    @staticmethod
-    def _infer(layer: nn.Module, x: Tensor) -> None:
-        with torch.no_grad():
-            layer(x)
-
-    @staticmethod
-    def _learn(layer: nn.Module, x: Tensor) -> None:
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                parameter.mul_(1.0)  # a new version, as every step of training makes one
-        y = layer(x)
-        torch.autograd.grad(y, list(layer.parameters()), y.detach())
+    def ratios(self, run: Callable[[nn.Module, Tensor], None]) -> dict[float, Quartiles]:
+        """The time of torch's layer in its better layout over ours, by density."""
+        layers = [*zip(self.torchs, self.inputs, strict=True), *self.ours.values()]
+        runs = {str(i): partial(run, *one) for i, one in enumerate(layers)}
+        seconds = list(interleaved(runs, ROUNDS).values())
+        best = min(seconds[: len(self.torchs)], key=statistics.median)
+        own = seconds[len(self.torchs) :]
+        return {d: Quartiles.of_ratios(best, o) for d, o in zip(DENSITIES, own, strict=True)}
 
 
-def best_over_ours(runs: dict[str, Run], rounds: int) -> Quartiles:
-    """The time of oneDNN's better layout over ours, by its medians; quartiles over rounds."""
-    seconds = interleaved(runs, rounds)
-    ours = seconds.pop("ours")
-    best = min(seconds.values(), key=statistics.median)
-    return Quartiles.of_ratios(best, ours)
+def inference(layer: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        layer.eval()(x)
+
+
+def forward_and_weight(layer: nn.Module, x: Tensor) -> None:
+    """What events save in training; the gradient of the input is dense."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.0)  # a new version, as every step of training makes one
+    y = layer.train()(x)
+    torch.autograd.grad(y, list(layer.parameters()), y.detach())
 
 
 def test_layers(benchmark: Any, setting: Setting, report_table: Callable[..., None]) -> None:
@@ -109,18 +100,16 @@ def test_layers(benchmark: Any, setting: Setting, report_table: Callable[..., No
     rows, cases = [], []
 
     def measure() -> None:
-        for channels, out, side in LAYERS:
-            name = f"{channels} to {out}" + (f", 3x3, {side}x{side}" if side else ", linear")
-            for what in ("forward", "backward"):
-                line = [f"{name}, {'inference' if what == 'forward' else 'forward and weight'}"]
-                for density in DENSITIES:
-                    case = Case(channels, out, side, density)
-                    ratio = best_over_ours(getattr(case, what)(), ROUNDS)
-                    way = "" if case.layer.choice.by_events else " dense"
-                    line.append(f"{ratio.median:.2f}{way}")
+        for shape in LAYERS:
+            case = Case(*shape)
+            for run in (inference, forward_and_weight):
+                name = f"{case.title}: {run.__name__.replace('_', ' ')}"
+                line = [name]
+                for density, ratio in case.ratios(run).items():
+                    by_events = case.ours[density][0].choice.by_events
+                    line.append(f"{ratio.median:.2f}" + ("" if by_events else " dense"))
                     cases.append(
-                        {"layer": name, "what": what, "density": density}
-                        | {"events": case.layer.choice.by_events, **ratio._asdict()}
+                        {"layer": name, "density": density, "events": by_events, **ratio._asdict()}
                     )
                 rows.append(tuple(map(Cell, line)))
 
