@@ -256,6 +256,7 @@ void spike_conv(const SpikeConv& p, const Events& inputs, const float* rows, con
   const std::int64_t block = p.block, of_tap_row = p.channels * p.row();
   Rows<float> memory(width.out * block, 1);
   float* const sums = memory.take();
+  std::fill_n(sums, width.out * block, 0.0f);  // the last block may have fewer outputs
   std::vector<RowRun> runs(passes.taps * width.kernel);
 
   // Weight rows of tap row k, from column tap w on, for the active inputs at (h, q).
