@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -33,7 +33,7 @@ SLOWER = 1.03
 Run = Callable[[], object]
 
 
-def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+def interleaved(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
     """Seconds of each in every round, after one round untimed."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
@@ -53,11 +53,13 @@ class Case:
         count = TIMESTEPS * IMAGES
         shape = (count, channels, side, side) if side else (count, channels)
         self.title = f"{channels} to {out}" + (f", 3x3, {side}x{side}" if side else ", linear")
-        dense: nn.Module = nn.Linear(channels, out, bias=False)
+        dense: Any = nn.Linear(channels, out, bias=False)
         if side:
             dense = nn.Conv2d(channels, out, 3, padding=1, bias=False)
         layouts = (torch.contiguous_format, torch.channels_last)[: 2 if side else 1]
-        self.torchs = [copy.deepcopy(dense).to(memory_format=layout) for layout in layouts]
+        self.torchs: list[nn.Module] = [
+            copy.deepcopy(dense).to(memory_format=layout) for layout in layouts
+        ]
         x = (torch.rand(shape) < DENSITIES[-1]).float()
         self.inputs = [x.contiguous(memory_format=layout) for layout in layouts]
         self.ours: dict[float, tuple[EventDriven, Tensor]] = {}
@@ -132,7 +134,9 @@ class Network:
         self.net = vgg11(timesteps=TIMESTEPS, **OPTIONS)
         for module in self.net.modules():
             if isinstance(module, NormLIF):
+                assert module.weight is not None
                 nn.init.constant_(module.weight, gain)
+                module.momentum = 1.0  # inference sees the statistics of the last step
         self.layers = [m for m in self.net.modules() if isinstance(m, EventDriven)]
         self.optimiser = torch.optim.SGD(self.net.parameters(), lr=0.0, momentum=0.9)
         self.images = torch.rand(IMAGES, 3, 32, 32)
