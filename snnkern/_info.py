@@ -6,10 +6,12 @@ import os
 import platform
 
 import torch
+from torch import nn
 
 from snnkern import _load
 from snnkern._version import __version__
 from snnkern.functional import BACKENDS, why_not
+from snnkern.nn.packed import EventDriven
 
 
 def backends() -> dict[str, str]:
@@ -30,8 +32,40 @@ def machine() -> str:
     return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def info() -> str:
-    """Version, torch, machine, the backends, and for each one that does not run, why."""
+def _layers(model: nn.Module) -> str:
+    """A line for every layer that chooses between events and dense products."""
+    rows = [("layer", "density", "goes by", "because", "events", "dense")]
+    for name, module in model.named_modules():
+        if isinstance(module, EventDriven):
+            choice = module.choice
+            events, dense = (
+                f"{1e3 * choice.seconds[way]:.2f} ms" if way in choice.seconds else ""
+                for way in ("events", "dense")
+            )
+            rows.append(
+                (
+                    name or type(module).__name__,
+                    "" if choice.density is None else f"{choice.density:.3f}",
+                    "events" if choice.by_events else "dense",
+                    choice.reason,
+                    events,
+                    dense,
+                )
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def info(model: nn.Module | None = None) -> str:
+    """Version, torch, machine, the backends, and for each one that does not run, why.
+
+    Args:
+        model: its layers instead that choose between events and dense products: the density of
+            the input at the last look, the choice and why, and the seconds that the last call took
+            either way.
+    """
+    if model is not None:
+        return _layers(model)
     built = _load.build_info
     lines = [
         f"snnkern   {__version__}",

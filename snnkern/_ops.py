@@ -56,6 +56,12 @@ SCHEMAS = {
     "channel_moments": "(Tensor x, Tensor centre) -> (Tensor sum, Tensor square)",
     "pack_spikes": "(Tensor spikes) -> (Tensor packed, Tensor stray)",
     "unpack_spikes": "(Tensor packed, SymInt[] size, SymInt[] stride, ScalarType dtype) -> Tensor",
+    "count_spikes": "(Tensor packed) -> Tensor",
+    "spike_rows": "(Tensor weight, int block) -> Tensor",
+    "spike_conv2d": "(Tensor packed, SymInt[] size, SymInt[] strides, Tensor rows, Tensor? bias, "
+    "SymInt out_channels, int[] stride, int[] padding, int[] dilation) -> Tensor",
+    "spike_conv2d_weight": "(Tensor grad, Tensor packed, SymInt[] size, SymInt[] strides, "
+    "SymInt[] kernel, int[] padding, int block) -> Tensor",
     "rate_code": "(Tensor x, Tensor seed, int timesteps, int coding) -> Tensor",
     "interval_lif_forward": f"(Tensor lower, Tensor upper, {BOUNDED}, bool return_membranes) -> "
     "(Tensor spikes_lower, Tensor spikes_upper, Tensor v_lower, Tensor v_upper)",
@@ -67,7 +73,15 @@ SCHEMAS = {
     "Tensor? slopes, Tensor? after) -> (Tensor lines, Tensor bias)",
 }
 # Compiled for the CPU; on a GPU the reference runs.
-WITHOUT_GPU_KERNEL = ("interval_lif_forward", "interval_lif_backward", "relax_lif")
+WITHOUT_GPU_KERNEL = (
+    "interval_lif_forward",
+    "interval_lif_backward",
+    "relax_lif",
+    "count_spikes",
+    "spike_rows",
+    "spike_conv2d",
+    "spike_conv2d_weight",
+)
 OVERLOADS = ("", ".reference", ".triton")
 
 
@@ -162,6 +176,35 @@ def _unpack_spikes_fake(
     return empty_steps_of(packed, size, stride, dtype)
 
 
+def _spike_rows_fake(weight: Tensor, block: int) -> Tensor:
+    out_channels, channels, height, width = weight.shape
+    blocks = (out_channels + block - 1) // block
+    return weight.new_empty((blocks, height, channels, width, block))
+
+
+def _spike_conv2d_fake(
+    packed: Tensor,
+    size: list[int],
+    strides: list[int],
+    rows: Tensor,
+    bias: Tensor | None,
+    out_channels: int,
+    *geometry: list[int],
+) -> Tensor:
+    return reference.empty_maps(rows, size, out_channels, *geometry)
+
+
+def _spike_conv2d_weight_fake(
+    grad: Tensor,
+    packed: Tensor,
+    size: list[int],
+    strides: list[int],
+    kernel: list[int],
+    *options: Any,
+) -> Tensor:
+    return grad.new_empty((grad.shape[1], size[1], *kernel))
+
+
 def _rate_code_fake(x: Tensor, seed: Tensor, timesteps: int, coding: int) -> Tensor:
     return empty_steps(x.unsqueeze(0), x.dtype, timesteps)
 
@@ -214,6 +257,10 @@ FAKES: dict[str, Callable[..., Any]] = {
     "channel_moments": _channel_moments_fake,
     "pack_spikes": _pack_spikes_fake,
     "unpack_spikes": _unpack_spikes_fake,
+    "count_spikes": lambda packed: packed.new_empty((), dtype=torch.int64),
+    "spike_rows": _spike_rows_fake,
+    "spike_conv2d": _spike_conv2d_fake,
+    "spike_conv2d_weight": _spike_conv2d_weight_fake,
     "rate_code": _rate_code_fake,
     "interval_lif_forward": _interval_lif_forward_fake,
     "interval_lif_backward": _interval_lif_backward_fake,
@@ -223,12 +270,16 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 def _refuse_to_differentiate(name: str) -> Callable[..., NoReturn]:
     def backward(ctx: object, *grads: Tensor) -> NoReturn:
-        if name.endswith("backward"):
+        if name == "spike_conv2d_weight":
+            wanted = "a second derivative of snnkern.functional.spike_conv2d"
+        elif name.endswith("backward"):
             wanted = "a second derivative of snnkern.functional.lif"
         else:
             wanted = f"the derivative of torch.ops.snnkern.{name}"
-            if "pack" not in name and name != "relax_lif":
-                function = "interval_lif" if "interval" in name else "lif"
+            if "pack" not in name and name not in ("relax_lif", "spike_rows", "count_spikes"):
+                function = next(
+                    (f for f in ("interval_lif", "spike_conv2d") if name.startswith(f)), "lif"
+                )
                 wanted += f"; call snnkern.functional.{function} instead"
         raise NotImplementedError(
             f"asked for {wanted}: a spike has a surrogate for its first derivative, nothing beyond"

@@ -6,7 +6,7 @@ formula registered with the op, and traced whole by torch.compile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -682,6 +682,107 @@ class PackedLinear(torch.autograd.Function):
             None,
             grad_weight,
             grad.sum(0) if of_bias else None,
+        )
+
+
+# Stride, padding and dilation of a linear layer as a convolution.
+POINT = ((1, 1), (0, 0), (1, 1))
+
+
+class SpikeConv2d(torch.autograd.Function):
+    """``F.conv2d`` of spikes by their events, in float32 or bfloat16, of one group.
+
+    Rows of the weight are summed where an input was active, and rows of the output's gradient for
+    the gradient of the weight (dense where stride or dilation is not 1, by the saved bits). That of
+    the input is dense.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        packed: Tensor,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+        overload: str,
+    ) -> Tensor:
+        """``[N, C, H, W] -> [N, K, H', W']``, channels last.
+
+        ``packed`` is ``x`` as bits, ``rows`` the weight as ``spike_rows`` gives it, ``geometry``
+        stride, padding and dilation; of ``x`` only the shape and the layout are looked at.
+        """
+        learns = ctx.needs_input_grad[3]
+        ctx.save_for_backward(packed if learns else None, weight)
+        ctx.steps = Steps.of(x)
+        ctx.geometry, ctx.block, ctx.overload = geometry, rows.shape[4], overload
+        out: Tensor = _run(
+            getattr(torch.ops.snnkern.spike_conv2d, overload),
+            packed,
+            x.shape,
+            x.stride(),
+            rows,
+            None if bias is None else bias.float(),
+            weight.shape[0],
+            *geometry,
+        )
+        return out.to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of ``x``, weight and bias."""
+        packed, weight = ctx.saved_tensors
+        if packed is not None:
+            _refuse_second_derivative("Conv2d")
+        (grad,) = grads
+        of_x, _, _, of_weight, of_bias, *_ = ctx.needs_input_grad
+        stride, padding, dilation = ctx.geometry
+        steps: Steps = ctx.steps
+        grad_weight = None
+        densely = of_weight
+        if of_weight and set(stride) == set(dilation) == {1}:
+            densely = False
+            grad_weight = _run(
+                getattr(torch.ops.snnkern.spike_conv2d_weight, ctx.overload),
+                grad.float(),
+                packed,
+                steps.size,
+                steps.stride,
+                weight.shape[2:],
+                padding,
+                ctx.block,
+            ).to(weight.dtype)
+        grad_x = None
+        if of_x and weight.shape[2:] == (1, 1) and ctx.geometry == POINT:
+            rows = grad.permute(0, 2, 3, 1)
+            grad_x = (rows.flatten(0, 2) @ weight[:, :, 0, 0]).view(*rows.shape[:3], -1)
+            grad_x = grad_x.permute(0, 3, 1, 2)
+        elif of_x or densely:
+            dense = steps._replace(dtype=weight.dtype)
+            # Not the bias, for which oneDNN would find the gradient of the weight too.
+            grad_x, of_dense, _ = torch.ops.aten.convolution_backward(
+                grad,
+                dense.unpack(packed) if densely else dense.stand_in(grad),
+                weight,
+                None,
+                stride,
+                padding,
+                dilation,
+                False,
+                [0, 0],
+                1,
+                [of_x, densely, False],
+            )
+            grad_weight = of_dense if densely else grad_weight
+        return (
+            None if grad_x is None else grad_x.to(steps.dtype),
+            None,
+            None,
+            grad_weight,
+            grad.sum((0, 2, 3)) if of_bias else None,
+            None,
+            None,
         )
 
 

@@ -258,6 +258,77 @@ def unpack_spikes(packed: Tensor, size: list[int], stride: list[int], dtype: tor
     return spikes
 
 
+def count_spikes(packed: Tensor) -> Tensor:
+    """How many bits are 1."""
+    bits = packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (bits & 1).sum()
+
+
+def spike_rows(weight: Tensor, block: int) -> Tensor:
+    """A convolution's weight ``[K, C, H, W]`` as rows of ``block`` neighbouring outputs.
+
+    ``[ceil(K / block), H, C, W, block]``, the columns of the kernel from the last to the first:
+    what an active input adds to the outputs of a line that see it lies together. Zero beyond K.
+    """
+    padded = torch.nn.functional.pad(weight.flip(3), (0, 0) * 3 + (0, -len(weight) % block))
+    rows: Tensor = padded.unflatten(0, (-1, block)).permute(0, 3, 2, 4, 1).contiguous()
+    return rows
+
+
+def empty_maps(
+    rows: Tensor,
+    size: list[int],
+    out_channels: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """What spikes of this size convolved by these rows give, uninitialised, channels last."""
+    kernel = rows.shape[1], rows.shape[3]
+    height, width = (
+        (extent + 2 * p - d * (k - 1) - 1) // s + 1
+        for extent, k, s, p, d in zip(size[2:], kernel, stride, padding, dilation, strict=True)
+    )
+    strides = (height * width * out_channels, 1, width * out_channels, out_channels)
+    return rows.new_empty_strided((size[0], out_channels, height, width), strides)
+
+
+def spike_conv2d(
+    packed: Tensor,
+    size: list[int],
+    strides: list[int],
+    rows: Tensor,
+    bias: Tensor | None,
+    out_channels: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """The convolution of spikes ``[N, C, H, W]``, given as bits, by the rows of ``spike_rows``."""
+    weight = rows.permute(0, 4, 2, 1, 3).flatten(0, 1)[:out_channels].flip(3)
+    spikes = unpack_spikes(packed, size, strides, rows.dtype)
+    maps = empty_maps(rows, size, out_channels, stride, padding, dilation)
+    return maps.copy_(torch.nn.functional.conv2d(spikes, weight, bias, stride, padding, dilation))
+
+
+def spike_conv2d_weight(
+    grad: Tensor,
+    packed: Tensor,
+    size: list[int],
+    strides: list[int],
+    kernel: list[int],
+    padding: list[int],
+    block: int,
+) -> Tensor:
+    """The gradient of a convolution's weight ``[K, C, H, W]``, of stride and dilation 1."""
+    spikes = unpack_spikes(packed, size, strides, grad.dtype)
+    weight = grad.new_empty((grad.shape[1], size[1], *kernel))
+    _, of_weight, _ = torch.ops.aten.convolution_backward(
+        grad, spikes, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [False, True, False]
+    )
+    return weight.copy_(of_weight)
+
+
 def _neuron(
     x: Tensor,
     decay: Tensor,

@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <limits>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "../bound_ops.h"
@@ -12,6 +14,8 @@
 #include "bounds.h"
 #include "lif.h"
 #include "pack.h"
+#include "row_sums.h"
+#include "spike_conv.h"
 
 namespace snnkern::cpu {
 namespace {
@@ -144,6 +148,175 @@ struct Cpu {
   }
 };
 
+// Of spikes [N, C, H, W] of this size and these strides as bits, and a kernel [height, width].
+SpikeConv spike_conv_of(const Tensor& packed, const std::vector<int64_t>& size,
+                        const std::vector<int64_t>& strides, const std::vector<int64_t>& kernel,
+                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                        const std::vector<int64_t>& dilation, int64_t out_channels, int64_t block) {
+  STD_TORCH_CHECK(size.size() == 4 && strides.size() == 4,
+                  "snnkern: size and strides of spikes are those of [N, C, H, W]");
+  STD_TORCH_CHECK(
+      kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+      "snnkern: kernel, stride, padding and dilation are of height and width");
+  const auto axis = [&](std::size_t d) {
+    const int64_t in = size[d + 2], reach = dilation[d] * (kernel[d] - 1) + 1;
+    STD_TORCH_CHECK(kernel[d] > 0 && stride[d] > 0 && padding[d] >= 0 && dilation[d] > 0 &&
+                        in + 2 * padding[d] >= reach,
+                    "snnkern: a kernel that does not fit the maps");
+    const int64_t out = (in + 2 * padding[d] - reach) / stride[d] + 1;
+    return ConvAxis{in, out, kernel[d], stride[d], padding[d], dilation[d]};
+  };
+  const auto lies = [&](std::size_t a, std::size_t b, std::size_t c) {
+    const int64_t inner = size[c], middle = size[b];
+    return (size[c] == 1 || strides[c] == 1) && (middle == 1 || strides[b] == inner) &&
+           (size[a] == 1 || strides[a] == inner * middle);
+  };
+  const bool channels_last = lies(2, 3, 1);
+  STD_TORCH_CHECK(channels_last || lies(1, 2, 3),
+                  "snnkern: images of spikes are contiguous, channels first or last");
+  const SpikeConv p{size[0], size[1], out_channels, axis(0), axis(1), channels_last, block};
+  STD_TORCH_CHECK(block > 0 && block % kRowUnit == 0, "snnkern: block is no multiple of ",
+                  kRowUnit);
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
+                      packed.dim() == 2 && packed.size(0) == p.images &&
+                      packed.size(1) == p.bytes(),
+                  "snnkern: packed spikes need a byte for eight neurons of an image, contiguous");
+  constexpr int64_t kMost = std::numeric_limits<uint32_t>::max();
+  STD_TORCH_CHECK(p.images * p.positions() * p.channels < kMost && p.channels * p.row() < kMost,
+                  "snnkern: more spikes than 32 bits can count");
+  return p;
+}
+
+const float* floats(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "snnkern: ", name, " is not of float32");
+  return static_cast<const float*>(t.const_data_ptr());
+}
+
+class OwnedEvents {
+ public:
+  // `per_part`: inputs of one part. Count and fill take parts [first, last).
+  template <class Count, class Fill>
+  OwnedEvents(int64_t parts, int64_t cells, int64_t per_part, const Count& count, const Fill& fill)
+      : starts_(std::make_unique<uint32_t[]>(static_cast<std::size_t>(cells) + 1)) {
+    const int64_t grain = std::max<int64_t>(1, 4 * kGrain / std::max<int64_t>(1, per_part));
+    torch::stable::parallel_for(
+        0, parts, grain, [&](int64_t first, int64_t last) { count(starts_.get(), first, last); });
+    uint32_t sum = 0;
+    for (int64_t cell = 0; cell <= cells; ++cell) sum += std::exchange(starts_[cell], sum);
+    offsets_ = std::make_unique_for_overwrite<uint32_t[]>(sum);
+    torch::stable::parallel_for(0, parts, grain, [&](int64_t first, int64_t last) {
+      fill(starts_.get(), offsets_.get(), first, last);
+    });
+  }
+
+  Events get() const { return {starts_.get(), offsets_.get()}; }
+
+ private:
+  std::unique_ptr<uint32_t[]> starts_, offsets_;
+};
+
+Tensor count_spikes_op(const Tensor& packed) {
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous(),
+                  "snnkern: packed spikes are bytes, contiguous");
+  const Tensor result = empty_strided({}, {}, ScalarType::Long, packed);
+  const auto* const bits = static_cast<const uint8_t*>(packed.const_data_ptr());
+  std::atomic<int64_t> sum{0};
+  torch::stable::parallel_for(0, packed.numel(), kGrain, [&](int64_t first, int64_t last) {
+    sum += count_bits(bits, first, last);
+  });
+  *static_cast<int64_t*>(result.mutable_data_ptr()) = sum;
+  return result;
+}
+
+Tensor spike_rows_op(const Tensor& weight, int64_t block) {
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.is_contiguous() && block > 0 && block % kRowUnit == 0,
+                  "snnkern: weight is [K, C, H, W], contiguous, block a multiple of ", kRowUnit);
+  SpikeConv p{};
+  p.out_channels = weight.size(0), p.channels = weight.size(1), p.block = block;
+  p.height.kernel = weight.size(2), p.width.kernel = weight.size(3);
+  const float* const from = floats(weight, "weight");
+  const int64_t of_block = p.rows_size() / std::max<int64_t>(1, p.blocks());
+  const Tensor rows =
+      empty_strided({p.blocks(), p.height.kernel, p.channels, p.width.kernel, block},
+                    {of_block, p.channels * p.row(), p.row(), block, 1}, ScalarType::Float, weight);
+  auto* const to = static_cast<float*>(rows.mutable_data_ptr());
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, of_block));
+  torch::stable::parallel_for(0, p.blocks(), grain, [&](int64_t first, int64_t last) {
+    spike_rows(p, from, to, first, last);
+  });
+  return rows;
+}
+
+Tensor spike_conv2d_op(const Tensor& packed, const std::vector<int64_t>& size,
+                       const std::vector<int64_t>& strides, const Tensor& rows,
+                       const OptionalTensor& bias, int64_t out_channels,
+                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                       const std::vector<int64_t>& dilation) {
+  STD_TORCH_CHECK(rows.dim() == 5 && rows.is_contiguous(), "snnkern: rows are those of spike_rows");
+  const SpikeConv p = spike_conv_of(packed, size, strides, {rows.size(1), rows.size(3)}, stride,
+                                    padding, dilation, out_channels, rows.size(4));
+  STD_TORCH_CHECK(rows.size(0) == p.blocks() && rows.size(2) == p.channels,
+                  "snnkern: rows are for ", rows.size(2), " channels and ",
+                  rows.size(0) * rows.size(4), " outputs, expected ", p.channels, " and ",
+                  p.out_channels);
+  STD_TORCH_CHECK(!bias || (bias->numel() == out_channels && bias->is_contiguous()),
+                  "snnkern: bias needs a number for every output");
+  const float* const from = floats(rows, "rows");
+  const float* const start = bias ? floats(*bias, "bias") : nullptr;
+  const int64_t of_row = p.width.out * out_channels, of_image = p.height.out * of_row;
+  const Tensor out = empty_strided({p.images, out_channels, p.height.out, p.width.out},
+                                   {of_image, 1, of_row, out_channels}, ScalarType::Float, packed);
+  const auto* const bits = static_cast<const uint8_t*>(packed.const_data_ptr());
+  const OwnedEvents inputs(
+      p.images, p.images * p.positions() * SpikePasses::of(p).groups, p.positions() * p.channels,
+      [&](uint32_t* counts, int64_t first, int64_t last) {
+        count_inputs(p, bits, counts, first, last);
+      },
+      [&](const uint32_t* starts, uint32_t* offsets, int64_t first, int64_t last) {
+        fill_inputs(p, bits, starts, offsets, first, last);
+      });
+  auto* const to = static_cast<float*>(out.mutable_data_ptr());
+  const int64_t work = p.positions() * p.channels * p.height.kernel * p.row() / 16;
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work));
+  torch::stable::parallel_for(0, p.blocks() * p.images, grain, [&](int64_t first, int64_t last) {
+    spike_conv(p, inputs.get(), from, start, to, first, last);
+  });
+  return out;
+}
+
+Tensor spike_conv2d_weight_op(const Tensor& grad, const Tensor& packed,
+                              const std::vector<int64_t>& size, const std::vector<int64_t>& strides,
+                              const std::vector<int64_t>& kernel,
+                              const std::vector<int64_t>& padding, int64_t block) {
+  STD_TORCH_CHECK(grad.dim() == 4, "snnkern: grad is [N, K, H, W]");
+  const SpikeConv p =
+      spike_conv_of(packed, size, strides, kernel, {1, 1}, padding, {1, 1}, grad.size(1), block);
+  STD_TORCH_CHECK(
+      grad.size(0) == p.images && grad.size(2) == p.height.out && grad.size(3) == p.width.out,
+      "snnkern: grad has another shape than the output");
+  const float* const from = floats(grad, "grad");
+  const int64_t of_channel = kernel[0] * kernel[1], of_output = p.channels * of_channel;
+  const Tensor result =
+      empty_strided({p.out_channels, p.channels, kernel[0], kernel[1]},
+                    {of_output, of_channel, kernel[1], 1}, ScalarType::Float, grad);
+  const auto* const bits = static_cast<const uint8_t*>(packed.const_data_ptr());
+  const int64_t parts = stretches(p), inputs = p.images * p.positions() * p.channels;
+  const OwnedEvents channels(
+      parts, parts * p.channels, inputs / std::max<int64_t>(1, parts),
+      [&](uint32_t* counts, int64_t first, int64_t last) {
+        count_channels(p, bits, counts, first, last);
+      },
+      [&](const uint32_t* starts, uint32_t* offsets, int64_t first, int64_t last) {
+        fill_channels(p, bits, starts, offsets, first, last);
+      });
+  auto* const to = static_cast<float*>(result.mutable_data_ptr());
+  const MapStrides layout{grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3)};
+  torch::stable::parallel_for(0, weight_tasks(p), 1, [&](int64_t first, int64_t last) {
+    spike_conv_weight(p, channels.get(), from, layout, to, first, last);
+  });
+  return result;
+}
+
 }  // namespace
 }  // namespace snnkern::cpu
 
@@ -151,4 +324,8 @@ STABLE_TORCH_LIBRARY_IMPL(snnkern, CPU, m) {
   snnkern::register_lif<snnkern::cpu::Cpu>(m);
   snnkern::register_pack<snnkern::cpu::Cpu>(m);
   snnkern::register_bounds<snnkern::cpu::Cpu>(m);
+  m.impl("count_spikes", TORCH_BOX(&snnkern::cpu::count_spikes_op));
+  m.impl("spike_rows", TORCH_BOX(&snnkern::cpu::spike_rows_op));
+  m.impl("spike_conv2d", TORCH_BOX(&snnkern::cpu::spike_conv2d_op));
+  m.impl("spike_conv2d_weight", TORCH_BOX(&snnkern::cpu::spike_conv2d_weight_op));
 }

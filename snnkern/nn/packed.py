@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnkern import functional
+from snnkern.autograd import POINT, PackedConv2d, PackedLinear, PackedMaxPool2d
 from snnkern.autograd import AvgPool2d as AvgPool2dFunction
-from snnkern.autograd import PackedConv2d, PackedLinear, PackedMaxPool2d
+from snnkern.nn import events
 
 
 class SpikeInput(nn.Module):
@@ -51,6 +53,91 @@ class SpikeInput(nn.Module):
         return shown if self.spike_input is None else f"{shown}, spike_input={self.spike_input}"
 
 
+class EventDriven(SpikeInput):
+    """What convolutions and linear layers share: the choice how to multiply.
+
+    On the CPU, rows of the weight are summed where a sparse input is active, in less time than
+    dense products take. The layer measures the density of its input, where its weight learns of
+    all of it, since that is packed anyway, otherwise of a few images first, and goes by events
+    where it is low; ``snnkern.info(model)`` tells what was measured and chosen. What comes out is
+    then equal up to rounding, and channels last in memory. The weight stands a second time in
+    memory, in the order that events read.
+
+    Args:
+        args, options: as the layer of torch takes them, and ``spike_input``.
+        event_driven: None chooses. True insists: what cannot go by events raises a ValueError.
+            False never does. Under torch.compile, which cannot look at values, None is like False.
+    """
+
+    weight: Tensor
+
+    def __init__(self, *args: Any, event_driven: bool | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if event_driven is not None and not isinstance(event_driven, bool):
+            raise TypeError(
+                f"event_driven is {event_driven!r} of type {type(event_driven).__name__}, expected "
+                "a bool or None"
+            )
+        if event_driven and self.spike_input is False:
+            raise ValueError(
+                "event_driven is True and spike_input is False, expected spikes as input"
+            )
+        self.event_driven = event_driven
+        self.choice = events.Choice()
+
+    def _may_choose(self) -> bool:
+        if self.event_driven is None:
+            return self.spike_input is not False and not events.is_watched()
+        return self.event_driven
+
+    def _look(
+        self, x: Tensor, weight: Tensor, groups: int, positions: int
+    ) -> tuple[Tensor | None, bool]:
+        """The bits of maps ``x`` where somebody needs them, and whether to go by events.
+
+        ``positions``: of the output, in all images.
+        """
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        if not self._may_choose() or x.numel() == 0:
+            return self._pack(x) if learns else None, False
+        reason = events.why_never(x, weight, groups)
+        if self.event_driven:
+            if reason:
+                raise ValueError(f"event_driven is True, which cannot be: {reason}")
+            packed: Tensor | None = functional.pack_spikes(x.detach())
+            assert packed is not None
+            if not torch.compiler.is_compiling():
+                self.choice.decide(events.density_of(packed, x.numel()), torch.inf)
+            return packed, True
+        if not reason and positions * weight.numel() < events.LEAST_PRODUCTS:
+            reason = f"fewer than {events.LEAST_PRODUCTS} products"
+        if not reason and functional.maps_in_order(x) is not x:
+            reason = "channels neither first nor last in memory"
+        if reason:
+            self.choice.never(reason)
+            return self._pack(x) if learns else None, False
+        # The mode, not `learns`: a checkpoint's two passes are to choose alike.
+        fresh_rows = self.training and weight.requires_grad
+        below = events.limit(x, weight, positions, fresh_rows)
+        if not learns and not events.is_promising(x, below):
+            self.choice.never(f"density of some images not below {below:.3f}")
+            return None, False
+        packed = self._pack(x) if learns else functional.pack_if_spikes(x)
+        if packed is None:
+            self.choice.never("the input is not spikes")
+            return None, False
+        by_events = self.choice.decide(events.density_of(packed, x.numel()), below)
+        return packed if learns or by_events else None, by_events
+
+    def _run(self, layer: Callable[[], Tensor], by_events: bool) -> Tensor:
+        return layer() if torch.compiler.is_compiling() else self.choice.timed(layer, by_events)
+
+    def extra_repr(self) -> str:
+        """That of torch, and the options of this file where they are set."""
+        shown = super().extra_repr()
+        return shown if self.event_driven is None else f"{shown}, event_driven={self.event_driven}"
+
+
 def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors as autocast hands them to a convolution or a linear layer, where it is on."""
     device = next(tensor.device.type for tensor in tensors if tensor is not None)
@@ -65,10 +152,11 @@ def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-class Conv2d(SpikeInput, nn.Conv2d):
+class Conv2d(EventDriven, nn.Conv2d):
     """``torch.nn.Conv2d`` for spikes, ``[N, C, H, W] -> [N, K, H', W']``.
 
-    Output and gradients are those of ``torch.nn.Conv2d``, and so are parameters and state_dict.
+    Output and gradients are those of ``torch.nn.Conv2d``, where it goes by events up to rounding,
+    and so are parameters and state_dict.
     Where the weight wants a gradient and the input is spikes, they are kept for backward as bits,
     1/32 of float32; where it wants none, nothing of the input is kept. What was padded by other
     than zeros is kept padded. Second derivatives are refused where bits were kept.
@@ -76,10 +164,12 @@ class Conv2d(SpikeInput, nn.Conv2d):
     Args:
         args, options: as ``torch.nn.Conv2d`` takes them.
         spike_input: see ``snnkern.nn.packed.SpikeInput``.
+        event_driven: see ``snnkern.nn.packed.EventDriven``.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not torch.is_grad_enabled() or self.spike_input is False:
+        records = torch.is_grad_enabled()
+        if self.spike_input is False or not (records or self._may_choose()):
             unpacked: Tensor = super()._conv_forward(input, weight, bias)
             return unpacked
         x = input
@@ -92,39 +182,75 @@ class Conv2d(SpikeInput, nn.Conv2d):
             if (top, left) != (bottom, right):  # padding="same" of an even kernel
                 x = F.pad(x, (0, right - left, 0, bottom - top))
         x, weight, bias = _autocast(x, weight, bias)
-        geometry = (self.stride, padding, self.dilation, self.groups)
+        geometry = (self.stride, padding, self.dilation)
         batch = x if x.dim() == 4 else x.unsqueeze(0)
-        packed = None
-        if weight.requires_grad:
-            packed = self._pack(batch)
-        if weight.requires_grad and packed is None:
-            return F.conv2d(x, weight, bias, *geometry)
-        result: Tensor = PackedConv2d.apply(batch, packed, weight, bias, *geometry)
+        if self.event_driven:
+            batch = functional.maps_in_order(batch)
+        packed, by_events = self._look(batch, weight, self.groups, self._positions(batch, padding))
+
+        def run() -> Tensor:
+            if by_events:
+                assert packed is not None
+                return functional.convolve_packed(batch, packed, weight, bias, geometry)
+            if packed is None and (weight.requires_grad or not records):
+                return F.conv2d(batch, weight, bias, *geometry, self.groups)
+            dense: Tensor = PackedConv2d.apply(batch, packed, weight, bias, *geometry, self.groups)
+            return dense
+
+        result = self._run(run, by_events)
         return result if x.dim() == 4 else result.squeeze(0)
 
+    def _positions(self, x: Tensor, padding: tuple[int, ...]) -> int:
+        if x.dim() != 4:
+            return 0  # torch refuses it
+        count = x.shape[0]
+        for extent, p, k, s, d in zip(
+            x.shape[2:], padding, self.kernel_size, self.stride, self.dilation, strict=True
+        ):
+            count *= (extent + 2 * p - d * (k - 1) - 1) // s + 1
+        return count
 
-class Linear(SpikeInput, nn.Linear):
+
+class Linear(EventDriven, nn.Linear):
     """``torch.nn.Linear`` for spikes, ``[N, ..., features] -> [N, ..., K]``.
 
-    Output and gradients are those of ``torch.nn.Linear``, and so are parameters and state_dict.
+    Output and gradients are those of ``torch.nn.Linear``, where it goes by events up to rounding,
+    and so are parameters and state_dict.
     Spikes are kept for the gradient of the weight as bits, 1/32 of float32. Second derivatives are
     refused where they were.
 
     Args:
         args, options: as ``torch.nn.Linear`` takes them.
         spike_input: see ``snnkern.nn.packed.SpikeInput``.
+        event_driven: see ``snnkern.nn.packed.EventDriven``.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, ..., features] -> [N, ..., K]``."""
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        if self.spike_input is False or not (learns or self._may_choose()):
             return super().forward(input)
         x, weight, bias = _autocast(input, self.weight, self.bias)
         batch = x if x.dim() > 1 else x.unsqueeze(0)
-        packed = self._pack(batch)
-        if packed is None:
-            return F.linear(x, weight, bias)
-        result: Tensor = PackedLinear.apply(batch, packed, weight, bias)
+        if self.event_driven:
+            batch = batch.contiguous()
+        maps, positions = batch, 0
+        if batch.is_contiguous() and batch.numel():
+            maps = functional.features_as_maps(batch)
+            positions = maps.shape[0] * maps.shape[2]
+        packed, by_events = self._look(maps, weight, 1, positions)
+
+        def run() -> Tensor:
+            if by_events:
+                assert packed is not None
+                out = functional.convolve_packed(maps, packed, weight, bias, POINT)
+                return functional.maps_as_features(out, batch.shape)
+            if packed is None:
+                return F.linear(batch, weight, bias)
+            dense: Tensor = PackedLinear.apply(batch, packed, weight, bias)
+            return dense
+
+        result = self._run(run, by_events)
         return result if x.dim() > 1 else result.squeeze(0)
 
 

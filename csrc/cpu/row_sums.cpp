@@ -1,0 +1,81 @@
+#include "row_sums.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "clones.h"
+
+namespace snnkern::cpu {
+namespace {
+
+// Sums that stay in registers while rows go by.
+constexpr std::int64_t kMostVectors = 12;
+
+// Of rows and sums the stretch that begins at `first`.
+using AddRows = void (*)(const RowRun*, std::int64_t count, std::int64_t first, float* sum);
+
+// Clones of a function take their vectors apart before they know their instruction set: each one
+// here is told its own from the start.
+#define SNN_ADD_ROWS(name, target, bytes)                                                        \
+  struct name {                                                                                  \
+    static constexpr std::int64_t kLanes = (bytes) / sizeof(float);                              \
+    using Vector [[gnu::vector_size(bytes), gnu::aligned(4), gnu::may_alias]] = float;           \
+                                                                                                 \
+    template <std::int64_t kVectors>                                                             \
+    target static void run(const RowRun* runs, std::int64_t count, std::int64_t first,           \
+                           float* sum) {                                                         \
+      Vector acc[kVectors];                                                                      \
+      Vector* const sums = reinterpret_cast<Vector*>(sum + first);                               \
+      _Pragma("GCC unroll 16") for (std::int64_t k = 0; k < kVectors; ++k) acc[k] = sums[k];     \
+      for (const RowRun* run = runs; run != runs + count; ++run) {                               \
+        const float* const base = run->base + first;                                             \
+        for (const std::uint32_t* at = run->begin; at != run->end; ++at) {                       \
+          const Vector* const row = reinterpret_cast<const Vector*>(base + *at);                 \
+          _Pragma("GCC unroll 16") for (std::int64_t k = 0; k < kVectors; ++k) acc[k] += row[k]; \
+        }                                                                                        \
+      }                                                                                          \
+      _Pragma("GCC unroll 16") for (std::int64_t k = 0; k < kVectors; ++k) sums[k] = acc[k];     \
+    }                                                                                            \
+  }
+
+SNN_ADD_ROWS(Portable, , 16);
+#ifdef SNN_X86_LEVELS
+SNN_ADD_ROWS(Level3, [[gnu::target("arch=x86-64-v3")]], 32);
+SNN_ADD_ROWS(Level4, [[gnu::target("arch=x86-64-v4")]], 64);
+#endif
+#undef SNN_ADD_ROWS
+
+// By number of vectors.
+struct Table {
+  std::int64_t lanes;
+  std::array<AddRows, kMostVectors + 1> run;
+};
+
+template <class Set>
+Table table_of() {
+  return [&]<std::size_t... kCount>(std::index_sequence<kCount...>) {
+    return Table{Set::kLanes, {nullptr, &Set::template run<kCount + 1>...}};
+  }(std::make_index_sequence<kMostVectors>{});
+}
+
+Table best_table() {
+#ifdef SNN_X86_LEVELS
+  if (__builtin_cpu_supports("x86-64-v4")) return table_of<Level4>();
+  if (__builtin_cpu_supports("x86-64-v3")) return table_of<Level3>();
+#endif
+  return table_of<Portable>();
+}
+
+const Table kTable = best_table();
+
+}  // namespace
+
+void add_rows(std::int64_t length, const RowRun* runs, std::int64_t count, float* sum) {
+  const std::int64_t most = kMostVectors * kTable.lanes;
+  for (std::int64_t first = 0; first < length; first += most) {
+    kTable.run[std::min(most, length - first) / kTable.lanes](runs, count, first, sum);
+  }
+}
+
+}  // namespace snnkern::cpu

@@ -1,0 +1,424 @@
+"""Convolutions and linear layers of spikes by their events, beside the dense ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.library import opcheck
+from torch.nn import functional as F
+
+import snnkern
+from python_tests.helpers import COMPILED, random
+from snnkern import functional
+from snnkern.functional import pack_spikes, spike_conv2d, spike_linear
+from snnkern.nn import Conv2d, Linear, events
+
+BACKENDS: list[Any] = [None, "reference"]
+needs_kernel = pytest.mark.skipif(not COMPILED, reason="without compiled kernels all is dense")
+
+
+def spikes_of(*shape: int, density: float = 0.2, channels_last: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    x = (torch.rand(shape, generator=generator) < density).float()
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def assert_near(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
+    """Relative to the largest element: sums of either sign cancel."""
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected.double()).abs().max()
+    assert error <= relative * expected.double().abs().max(), float(error)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_convolution_is_the_dense_one(data: st.DataObject) -> None:
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+
+    kernel, padding = pair(1, 5), pair(0, 5)
+    stride, dilation = ((1, 1), (1, 1)) if data.draw(st.booleans()) else (pair(1, 3), pair(1, 2))
+    size = tuple(
+        data.draw(st.integers(max(1, d * (k - 1) + 1 - 2 * p), 12))
+        for k, p, d in zip(kernel, padding, dilation, strict=True)
+    )
+    images, channels = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 3, 8, 17, 130]))
+    density = data.draw(st.sampled_from([0.0, 0.03, 0.3, 1.0]))
+    x = spikes_of(images, channels, *size, density=density, channels_last=data.draw(st.booleans()))
+    outputs = data.draw(st.sampled_from([1, 16, 33, 70]))
+    weight = random(outputs, channels, *kernel, seed=1).requires_grad_()
+    bias = random(outputs, seed=2).requires_grad_() if data.draw(st.booleans()) else None
+    leaf = x.clone().requires_grad_()
+    wanted = [leaf, weight] + ([] if bias is None else [bias])
+    doubles = [t.detach().double().requires_grad_() for t in wanted]
+    double_bias = None if bias is None else doubles[2]
+    truth = F.conv2d(doubles[0], doubles[1], double_bias, stride, padding, dilation)
+    grad = random(*truth.shape, seed=3)
+    if data.draw(st.booleans()):
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    expected = [truth, *torch.autograd.grad(truth, doubles, grad.double())]
+    for backend in BACKENDS:
+        y = spike_conv2d(leaf, weight, bias, stride, padding, dilation, backend=backend)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        for actual, other in zip([y, *torch.autograd.grad(y, wanted, grad)], expected, strict=True):
+            assert_near(actual, other)
+
+
+@pytest.mark.parametrize("shape", [(3, 5000), (2, 3, 40), (7, 1), (2, 2, 3, 300)])
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+def test_linear_is_the_dense_one(shape: tuple[int, ...], density: float) -> None:
+    x = spikes_of(*shape, density=density).requires_grad_()
+    weight, bias = (random(*size).requires_grad_() for size in ((150, shape[-1]), (150,)))
+    doubles = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    truth = F.linear(*doubles)
+    grad = random(*truth.shape, seed=3)
+    expected = [truth, *torch.autograd.grad(truth, doubles, grad.double())]
+    for backend in BACKENDS:
+        y = spike_linear(x, weight, bias, backend=backend)
+        grads = torch.autograd.grad(y, (x, weight, bias), grad)
+        for actual, other in zip((y, *grads), expected, strict=True):
+            assert_near(actual, other)
+        bits = pack_spikes(x.detach())
+        assert torch.equal(spike_linear(bits, weight, bias, like=shape, backend=backend), y)
+
+
+def test_large_layers_go_in_several_passes() -> None:
+    """Beyond a cache: groups of channels, rows of taps one by one, stretches of an image."""
+    for x, shape in (
+        (spikes_of(2, 1500, 4, 5), (70, 1500, 3, 3)),
+        (spikes_of(3, 400, 6, 6), (64, 400, 3, 3)),
+        (spikes_of(1, 5, 90, 80, density=0.05), (64, 5, 3, 3)),
+    ):
+        weight = random(*shape).requires_grad_()
+        y = spike_conv2d(x, weight, padding=1)
+        (grad,) = torch.autograd.grad(y, weight, y.detach())
+        double = weight.detach().double().requires_grad_()
+        truth = F.conv2d(x.double(), double, padding=1)
+        assert_near(y, truth)
+        assert_near(grad, torch.autograd.grad(truth, double, y.detach().double())[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float16, torch.float64])
+def test_spikes_of_any_dtype_and_bits(dtype: torch.dtype) -> None:
+    weight = random(20, 3, 3, 3)
+    for channels_last in (False, True):
+        x = spikes_of(4, 3, 9, 7, channels_last=channels_last)
+        expected = spike_conv2d(x, weight, padding=1)
+        assert torch.equal(spike_conv2d(x.to(dtype), weight, padding=1), expected)
+        bits = pack_spikes(x)
+        assert torch.equal(spike_conv2d(bits, weight, padding=1, like=x), expected)
+        if not channels_last:
+            assert torch.equal(spike_conv2d(bits, weight, padding=1, like=x.shape), expected)
+        strided = x.repeat_interleave(2, dim=3)[..., ::2]
+        assert torch.equal(spike_conv2d(strided, weight, padding=1), expected)
+
+
+def test_bfloat16_sums_in_float32() -> None:
+    x = spikes_of(4, 300, 9, 7, density=0.5).bfloat16().requires_grad_()
+    weight = random(20, 300, 3, 3).bfloat16().requires_grad_()
+    bias = random(20).bfloat16().requires_grad_()
+    y = spike_conv2d(x, weight, bias, padding=1)
+    wide = [t.detach().float().requires_grad_() for t in (x, weight, bias)]
+    expected = spike_conv2d(wide[0], wide[1], wide[2], padding=1)
+    assert torch.equal(y, expected.bfloat16())
+    grads = torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y))
+    wide_grads = torch.autograd.grad(expected, wide, torch.ones_like(expected))
+    for actual, other, tensor in zip(grads, wide_grads, (x, weight, bias), strict=True):
+        assert actual.dtype == tensor.dtype
+        assert_near(actual, other, 2**-7)
+
+
+def test_threads_do_not_matter(two_threads: None) -> None:
+    x, weight = spikes_of(6, 40, 16, 16), random(100, 40, 3, 3).requires_grad_()
+    results = []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        y = spike_conv2d(x, weight, padding=1)
+        results.append((y, *torch.autograd.grad(y, weight, y.detach())))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_rows_follow_the_weight() -> None:
+    x, weight = spikes_of(2, 3, 6, 6), random(16, 3, 3, 3)
+    assert functional.spike_rows(weight) is functional.spike_rows(weight)
+    for change in (
+        lambda: weight.mul_(2),
+        lambda: setattr(weight, "data", random(16, 3, 3, 3, seed=7)),
+    ):
+        change()
+        assert_near(spike_conv2d(x, weight), F.conv2d(x, weight))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda x, w: spike_conv2d(x * 0.5, w), ValueError, r"spikes has the value 0\.5, expected"),
+        (lambda x, w: spike_conv2d(x, w.double()), TypeError, "weight is dtype torch.float64"),
+        (
+            lambda x, w: spike_conv2d(x, w[:, :2]),
+            ValueError,
+            r"shape \[2, 3, 6, 6\], expected \[N, 2",
+        ),
+        (lambda x, w: spike_conv2d(x, w[0]), ValueError, r"weight has shape \[3, 3, 3\], expected"),
+        (
+            lambda x, w: spike_conv2d(x, w, w[0, 0, 0]),
+            ValueError,
+            r"bias has shape \[3\], expected",
+        ),
+        (lambda x, w: spike_conv2d(x, w, stride=0), ValueError, "stride is 0, expected"),
+        (lambda x, w: spike_conv2d(x, w, padding=(1,)), ValueError, r"padding is \(1,\), expected"),
+        (lambda x, w: spike_conv2d(x, w, dilation=3), ValueError, r"at least the \[7, 7\] that"),
+        (lambda x, w: spike_conv2d(x, w, like=x), TypeError, "spikes is dtype torch.float32"),
+        (
+            lambda x, w: spike_conv2d(pack_spikes(x)[:1], w, like=x),
+            ValueError,
+            r"spikes has shape \[1, 14\], expected \[2, 14\]",
+        ),
+        (
+            lambda x, w: spike_conv2d(pack_spikes(x), w, like=x.transpose(1, 3)),
+            ValueError,
+            "channels first or last",
+        ),
+        (spike_linear, ValueError, "weight has shape"),
+        (lambda x, w: spike_linear(x, w[:, 0, 0]), ValueError, r"expected \[N, \.\.\., 3\]"),
+        (lambda x, w: spike_conv2d(x, w, backend="cuda"), RuntimeError, "backend is 'cuda'"),
+    ],
+)
+def test_bad_arguments(
+    call: Callable[[Tensor, Tensor], object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        call(spikes_of(2, 3, 6, 6), random(4, 3, 3, 3))
+
+
+@pytest.mark.parametrize("overload", ["default", "reference"])
+def test_opcheck(overload: str) -> None:
+    ops = torch.ops.snnkern
+    for channels_last in (False, True):
+        x = spikes_of(2, 3, 6, 5, channels_last=channels_last)
+        bits, weight = pack_spikes(x), random(20, 3, 3, 2)
+        layout = (list(x.shape), list(x.stride()))
+        opcheck(getattr(ops.count_spikes, overload), (bits,))
+        opcheck(getattr(ops.spike_rows, overload), (weight, 32))
+        rows = ops.spike_rows(weight, 32)
+        for bias in (None, random(20)):
+            arguments = (bits, *layout, rows, bias, 20, [1, 2], [1, 0], [1, 1])
+            opcheck(getattr(ops.spike_conv2d, overload), arguments)
+        grad = random(2, 20, 6, 4)
+        opcheck(
+            getattr(ops.spike_conv2d_weight, overload), (grad, bits, *layout, [3, 2], [1, 0], 32)
+        )
+
+
+def test_the_reference_is_bit_for_bit_what_the_kernel_reads() -> None:
+    weight = random(37, 5, 3, 2)
+    ops = torch.ops.snnkern
+    assert torch.equal(ops.spike_rows(weight, 16), ops.spike_rows.reference(weight, 16))
+    bits = pack_spikes(spikes_of(3, 1001))
+    assert int(ops.count_spikes(bits)) == int(ops.count_spikes.reference(bits))
+    assert int(ops.count_spikes(bits)) == int(spikes_of(3, 1001).sum())
+
+
+@needs_kernel
+def test_the_raw_ops_protect_memory() -> None:
+    ops = torch.ops.snnkern
+    x = spikes_of(2, 3, 6, 6)
+    bits, rows = pack_spikes(x), ops.spike_rows(random(20, 3, 3, 3), 32)
+    size, strides, ones = list(x.shape), list(x.stride()), [1, 1]
+    for wrong in (
+        {"size": [2, 3, 6, 7]},
+        {"strides": [108, 1, 3, 36]},
+        {"rows": rows[:, :, :2].contiguous()},
+        {"rows": rows.double()},
+        {"bias": random(19)},
+        {"out": 40},
+        {"padding": [-1, 0]},
+        {"dilation": [9, 1]},
+        {"stride": [0, 1]},
+    ):
+        a: dict[str, Any] = {
+            "size": size, "strides": strides, "rows": rows, "bias": None, "out": 20,
+            "stride": ones, "padding": ones, "dilation": ones,
+        } | wrong  # fmt: skip
+        with pytest.raises(RuntimeError, match="snnkern: "):
+            ops.spike_conv2d(bits, *a.values())
+    for grad in (random(2, 20, 6, 5), random(1, 20, 6, 6)):
+        with pytest.raises(RuntimeError, match="grad has another shape"):
+            ops.spike_conv2d_weight(grad, bits, size, strides, [3, 3], ones, 32)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    weight = random(4, 3, 3, 3).requires_grad_()
+    y = spike_conv2d(spikes_of(2, 3, 6, 6).requires_grad_(), weight)
+    with pytest.raises(NotImplementedError, match="second derivative of"):
+        torch.autograd.grad(y.sum(), weight, create_graph=True)
+
+
+# Layers
+
+
+def layer_of(kind: str, **options: Any) -> tuple[nn.Module, nn.Module, Tensor]:
+    """A layer that is large enough to choose, torch's, and an input."""
+    torch.manual_seed(0)
+    ours: nn.Module
+    theirs: nn.Module
+    if kind == "conv":
+        ours, theirs = Conv2d(64, 64, 3, padding=1, **options), nn.Conv2d(64, 64, 3, padding=1)
+        x = spikes_of(4, 64, 16, 16, density=0.05)
+    else:
+        ours, theirs = Linear(256, 512, **options), nn.Linear(256, 512)
+        x = spikes_of(512, 256, density=0.05)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs, x
+
+
+def went_by_events(layer: Any) -> bool:
+    return bool(layer.choice.by_events)
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+@pytest.mark.parametrize("mode", ["training", "frozen", "inference"])
+def test_layers_go_by_events_where_spikes_are_few(kind: str, mode: str) -> None:
+    ours, theirs, x = layer_of(kind)
+    for layer in (ours, theirs):
+        layer.requires_grad_(mode == "training")
+    results = []
+    for layer in (ours, theirs):
+        leaf = x.clone().requires_grad_(mode != "inference")
+        with torch.set_grad_enabled(mode != "inference"):
+            y = layer(leaf)
+        wanted = [leaf, *layer.parameters()] if mode == "training" else [leaf]
+        grads = () if mode == "inference" else torch.autograd.grad(y, wanted, y.detach())
+        results.append([y, *grads])
+    assert went_by_events(ours)
+    for actual, expected in zip(*results, strict=True):
+        assert_near(actual, expected)
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_what_does_not_pay_is_that_of_torch(kind: str) -> None:
+    ours, theirs, x = layer_of(kind)
+    dense = (torch.rand(x.shape) < 0.6).float()
+    for value, why in ((dense, "density at least"), (x * 0.5, "not spikes")):
+        for learns in (True, False):
+            layer: Any = copy.deepcopy(ours).requires_grad_(learns)
+            with torch.set_grad_enabled(learns):
+                assert torch.equal(layer(value), theirs(value))
+            assert not went_by_events(layer)
+            sampled = not learns and "density of some images" in layer.choice.reason
+            assert sampled or why in layer.choice.reason
+    few = x[:1]
+    assert torch.equal(ours(few), theirs(few))
+    assert "fewer than" in str(ours.choice.reason)  # type: ignore[union-attr]
+    never, theirs, x = layer_of(kind, event_driven=False)
+    assert torch.equal(never(x), theirs(x))
+
+
+@needs_kernel
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_choice_depends_on_the_input_alone(learns: bool) -> None:
+    ours: Any
+    ours, _, x = layer_of("conv")
+    ours.requires_grad_(learns)
+    below = events.limit(x, ours.weight, 1024, fresh_rows=learns)
+    assert 0.1 < below < 0.3
+    for density in (0.02, below + 0.02, below - 0.02, 0.9, below - 0.02):
+        ours(spikes_of(4, 64, 16, 16, density=density))
+        assert went_by_events(ours) == (density < below)
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_event_driven_insists(kind: str) -> None:
+    ours, theirs, x = layer_of(kind, event_driven=True)
+    if not COMPILED:
+        with pytest.raises(ValueError, match="event_driven is True, which cannot be: "):
+            ours(x)
+        return
+    for some in (x, x[:1], torch.ones_like(x)):
+        assert_near(ours(some), theirs(some))
+    with pytest.raises(ValueError, match=r"spikes has the value 0\.5, expected"):
+        ours(x * 0.5)
+    with pytest.raises(ValueError, match=r"which cannot be: weights of torch\.float64"):
+        copy.deepcopy(ours).double()(x.double())
+    assert "event_driven=True" in repr(ours)
+    assert ours(x[:0]).shape[0] == 0
+
+
+def test_bad_options() -> None:
+    with pytest.raises(TypeError, match="event_driven is 1 of type int"):
+        Linear(3, 4, event_driven=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="spike_input is False"):
+        Linear(3, 4, event_driven=True, spike_input=False)
+    if COMPILED:
+        with pytest.raises(ValueError, match="which cannot be: groups=3"):
+            Conv2d(3, 6, 3, groups=3, event_driven=True)(spikes_of(2, 3, 6, 6))
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_layers_compile_whole(kind: str) -> None:
+    torch._dynamo.reset()
+    ours, _, x = layer_of(kind, event_driven=True)
+    run: Any = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    leaf = x.clone().requires_grad_()
+    results = []
+    for layer in (run, ours):
+        y = layer(leaf)
+        results.append([y, *torch.autograd.grad(y, [leaf, *ours.parameters()], y.detach())])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+    choosing, theirs, x = layer_of(kind)
+    assert torch.equal(torch.compile(choosing, fullgraph=True, backend="aot_eager")(x), theirs(x))
+    assert not went_by_events(choosing)
+
+
+@needs_kernel
+def test_autocast() -> None:
+    ours, theirs, x = layer_of("conv")
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = ours(x), theirs(x)
+    assert went_by_events(ours)
+    assert y.dtype == torch.bfloat16
+    assert_near(y, expected, 2**-7)
+    y.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in ours.parameters())
+
+
+@needs_kernel
+def test_a_network_learns_and_is_attacked_as_by_dense_layers() -> None:
+    """What is behind the first neurons is drawn anew by rounding, so the input is spikes."""
+    first = Conv2d(64, 128, 3, padding=1)
+    net = nn.Sequential(first, nn.Flatten(), Linear(128 * 64, 16, event_driven=False))
+    x = spikes_of(16, 64, 8, 8, density=0.05).requires_grad_()
+    gradients = []
+    for choice in (None, False):
+        first.event_driven = choice
+        loss = F.cross_entropy(net(x), torch.arange(16))
+        gradients.append(torch.autograd.grad(loss, [x, *net.parameters()]))
+    assert went_by_events(first)
+    for actual, expected in zip(*gradients, strict=True):
+        assert_near(actual, expected, 1e-4)
+
+
+@needs_kernel
+def test_info_tells_of_every_layer() -> None:
+    conv, _, x = layer_of("conv")
+    net = nn.Sequential(conv, nn.Flatten(), Linear(64 * 256, 4))
+    assert snnkern.info(net).count("not called yet") == 2
+    net(x)
+    lines = snnkern.info(net).splitlines()
+    assert lines[0].split() == ["layer", "density", "goes", "by", "because", "events", "dense"]
+    assert lines[1].split()[:3] == ["0", f"{float(x.mean()):.3f}", "events"]
+    assert "density below" in lines[1]
+    assert lines[1].endswith(" ms")
+    assert lines[2].split()[:4] == ["2", "dense", "fewer", "than"]

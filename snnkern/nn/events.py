@@ -1,0 +1,99 @@
+"""Whether a layer sums the events of its input or multiplies densely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from snnkern import _load
+
+# What things cost in dense products, for which oneDNN is near the peak of a core. A product by
+# events: its row comes from the second cache. An input: it is packed, unpacked and listed. A weight
+# of a convolution, or of a linear layer, whose dense products wait for memory: it is brought into
+# the order in which events read.
+EVENT_COST, INPUT_COST, ROW_COSTS = 3.0, 40.0, {4: 150.0, 2: 60.0}
+# Of the dense time, events have to promise less than this.
+WORTH = 0.85
+# Dense products that are over before anything has been looked at.
+LEAST_PRODUCTS = 2**25
+# Images of a batch that are looked at before all of it is, and by how much they may mislead.
+LOOKED_AT, MISLED = 4, 1.25
+
+
+def why_never(x: Tensor, weight: Tensor, groups: int) -> str:
+    """Why a layer cannot go by events, empty where it can."""
+    if x.device.type != "cpu":
+        return f"the tensors are on {x.device}"
+    if _load.why_not:
+        return _load.why_not
+    if groups != 1:
+        return f"groups={groups}"
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return f"weights of {weight.dtype}"
+    if x.shape[1] != weight.shape[1]:
+        return f"{x.shape[1]} channels for weights of {weight.shape[1]}"
+    return ""
+
+
+def is_watched() -> bool:
+    """Whether somebody looks at the ops or at values that stand for others: no time to choose."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def limit(x: Tensor, weight: Tensor, positions: int, fresh_rows: bool) -> float:
+    """The density of ``x`` below which events pay, for a layer of so many output positions."""
+    cost = INPUT_COST * x.numel()
+    if fresh_rows:
+        cost += ROW_COSTS[weight.dim()] * weight.numel()
+    return max(0.0, (WORTH - cost / (positions * weight.numel())) / EVENT_COST)
+
+
+def is_promising(x: Tensor, below: float) -> bool:
+    """From a few images, whether a look at all of ``x`` is worth its time."""
+    some = x[:: max(1, len(x) // LOOKED_AT)]
+    return int(torch.count_nonzero(some)) < MISLED * below * some.numel()
+
+
+class Choice:
+    """What a layer found in its last input, what it chose, and why.
+
+    The choice depends on the input alone, neither on a clock nor on earlier calls: equal inputs
+    give equal sums, in a run that was resumed too. To change it costs nothing: rows are kept.
+    """
+
+    def __init__(self) -> None:
+        self.by_events = False
+        self.density: float | None = None
+        self.reason = "not called yet"
+        self.seconds: dict[str, float] = {}
+
+    def decide(self, density: float, below: float) -> bool:
+        """Chooses for an input that is spikes."""
+        self.density = density
+        self.by_events = density < below
+        self.reason = f"density {'below' if self.by_events else 'at least'} {below:.3f}"
+        return self.by_events
+
+    def never(self, reason: str) -> None:
+        """Dense, whatever the density."""
+        self.by_events, self.density, self.reason = False, None, reason
+
+    def timed(self, run: Callable[[], Tensor], by_events: bool) -> Tensor:
+        """Runs the layer, and keeps how long that took."""
+        start = perf_counter()
+        result = run()
+        self.seconds["events" if by_events else "dense"] = perf_counter() - start
+        return result
+
+
+def density_of(packed: Tensor, numel: int) -> float:
+    """The share of ones."""
+    return int(torch.ops.snnkern.count_spikes(packed)) / numel
