@@ -1,4 +1,4 @@
-"""Encoders: from images ``[N, ...]`` to a sequence ``[T, N, ...]``."""
+"""Encoders: from images ``[N, ...]``, or frames of events, to a sequence ``[T, N, ...]``."""
 
 from __future__ import annotations
 
@@ -98,3 +98,36 @@ class RateCoding(GradientMode):
         """T, coding, rate, and bits where there are any."""
         parts = f"timesteps={self.timesteps}, coding={self.coding!r}, rate={self.rate:g}"
         return parts if self.bits is None else f"{parts}, bits={self.bits}"
+
+
+class Events(GradientMode):
+    """Frames of events, ``[N, F, ...]``, of which the first T are the input of the T time steps.
+
+    As part of a ReLU network it passes on their mean.
+
+    Args:
+        timesteps: T, at least 1.
+    """
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        check_int("timesteps", timesteps, 1)
+        self.timesteps = timesteps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, F, ...] -> [T, N, ...]``.
+
+        Raises:
+            ValueError: fewer than T frames.
+        """
+        if x.dim() < 3 or x.shape[1] < self.timesteps:
+            raise ValueError(
+                f"x has shape {list(x.shape)}, expected frames of events [N, F, ...], "
+                f"{self.timesteps} of them at least"
+            )
+        first = x[:, : self.timesteps].transpose(0, 1)
+        return first.mean(0, keepdim=True) if self.is_relu else first
+
+    def extra_repr(self) -> str:
+        """T."""
+        return f"timesteps={self.timesteps}"
