@@ -729,7 +729,8 @@ def test_the_recipes_on_digits_train(name: str, tmp_path: Path) -> None:
         assert converted.after > 0.4
         return
     history = train(recipe, tmp_path / "run", epochs=2, start=start, progress=False)
-    assert history[1].loss < history[0].loss
+    if not isinstance(recipe.method(), Certified):  # whose loss counts more and more
+        assert history[1].loss < history[0].loss
     assert history[1].val_accuracy is not None
     assert history[1].val_accuracy > 0.4
 
