@@ -85,14 +85,17 @@ class RateCoding(GradientMode):
         self.rate = rate
         self.bits = bits
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``[N, ...] -> [T, N, ...]``."""
+    def rates(self, x: Tensor) -> Tensor:
+        """What spikes are drawn at: monotone in the image, in floating point too."""
         if self.bits is not None:
             x = quantized(x, self.bits, low=-1.0 if self.coding == "signed_poisson" else 0.0)
-        scaled = self.rate * x if self.rate != 1 else x
+        return self.rate * x if self.rate != 1 else x
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``[N, ...] -> [T, N, ...]``."""
         if self.is_relu:
-            return scaled.unsqueeze(0)
-        return functional.encode(scaled, self.timesteps, self.coding, generator=generator)
+            return self.rates(x).unsqueeze(0)
+        return functional.encode(self.rates(x), self.timesteps, self.coding, generator=generator)
 
     def extra_repr(self) -> str:
         """T, coding, rate, and bits where there are any."""
