@@ -275,7 +275,7 @@ def test_certified_training_certifies(crown: tuple[float, float]) -> None:
     for each in (Natural(), replace(method, relaxation="joint")):
         net = net_of(timesteps=3, input_shape=(1, 8, 8), num_classes=10, hidden=[24])
         history = fit(
-            net, loader(data.train, 240, shuffle=True), each, epochs=15, lr=0.02, progress=False
+            net, loader(data.train, 240, shuffle=True), each, epochs=10, lr=0.03, progress=False
         )
         with torch.no_grad():
             assert (net(x).argmax(1) == y).float().mean() > 0.85
@@ -313,6 +313,7 @@ def test_divergence_stops_the_training() -> None:
         ({"eps": 0.1, "weight": (0, 2)}, "Certified: weight is 2"),
         ({"eps": 0.1, "crown": (0, 0, 1)}, r"Certified: crown is \(0, 0, 1\), expected two"),
         ({"eps": 0.1, "relaxation": "crown"}, "relaxation is 'crown', expected 'paper' or 'joint'"),
+        ({"eps": 0.1, "relaxation": "joint", "published": True}, "published is True and relaxa"),
         ({"eps": 0.1, "limit": 0}, "Certified: limit is 0"),
     ],
 )

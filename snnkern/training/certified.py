@@ -72,7 +72,9 @@ class Certified(Method):
     training. Of networks with rate coding, bounds hold for a draw of their own; of networks with
     ``snnkern.nn.Events``, they are taken over the first frames. Norm layers have their running
     statistics in the bounds. In the paper the training begins with a network that was trained
-    naturally, and gradients are clipped to a norm of 0.25 (``fit(clip_norm=0.25)``).
+    naturally, and gradients are clipped to a norm of 0.25 (``fit(clip_norm=0.25)``). What ``fit``
+    keeps as the best checkpoint is that of the highest accuracy without any perturbation; the
+    last is the one to certify.
 
     Args:
         eps: half the width of the boxes around images; the paper names the whole width, so its
@@ -130,6 +132,11 @@ class Certified(Method):
         if self.relaxation not in OPTIONS:
             raise ValueError(
                 f"Certified: relaxation is {self.relaxation!r}, expected 'paper' or 'joint'"
+            )
+        if self.published and self.relaxation != "paper":
+            raise ValueError(
+                f"Certified: published is True and relaxation is {self.relaxation!r}, expected "
+                "'paper': there is published code for that alone"
             )
         check_number("Certified: limit", self.limit, low=0, open_low=True)
 
