@@ -204,6 +204,15 @@ def test_impossible_images_are_refused(options: dict[str, Any], message: str) ->
         synthetic(**options)
 
 
+def test_frames_of_digits_fire_at_the_rate_of_the_image() -> None:
+    frames, image = enlarged_digits((40, 2, 16, 16)).test[:50][0], enlarged_digits((2, 16, 16))
+    assert set(frames.unique().tolist()) == {0, 1}
+    assert not torch.equal(frames[:, 0], frames[:, 1])
+    difference = frames.mean(1) - image.test[:50][0]
+    assert difference.abs().mean() < 0.05
+    assert abs(difference.mean()) < 0.003
+
+
 def test_enlarged_digits_are_the_digits() -> None:
     small, large = digits(), enlarged_digits((3, 16, 24), 12, augment=("flip",))
     assert len(large.train.augment) == 1

@@ -17,6 +17,7 @@ from snnkern import functional
 from snnkern.certify import bounds, crown, ibp, inputs, spike_bounds, verify
 from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding
+from snnkern.nn.encoding import quantized
 from snnkern.reference import Interval
 
 METHODS: Any = ("ibp", "crown", "best")
@@ -33,17 +34,24 @@ def coded_net(case: Case, coding: Any, rate: float = 1.0) -> SpikingNetwork:
 
 
 @pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("bits", [None, 2])
 @pytest.mark.parametrize("seed", range(6))
-def test_bounds_hold_for_every_pixel_of_a_box_with_these_draws(coding: Any, seed: int) -> None:
+def test_bounds_hold_for_every_pixel_of_a_box_with_these_draws(
+    coding: Any, seed: int, bits: int | None
+) -> None:
     case = Case(("fc", "conv")[seed % 2], seed=seed, spiking_output=seed % 3 == 0)
     net = coded_net(case, coding, rate=(1.0, 0.9)[seed % 2])
+    net.encoder.bits = bits
     x = random(3, 2, 2, 2, seed=seed).sigmoid()
     lower, upper = (x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1)
     y = torch.arange(3) % CLASSES
     draws = random(3, *x.shape, seed=seed + 1).sigmoid()
     points = lower[:, None] + torch.rand(3, 800, 2, 2, 2) * (upper - lower)[:, None]
     points[:, 0], points[:, 1] = lower, upper
-    pixels = net.normalize(points.flatten(0, 1)) * net.encoder.rate
+    pixels = net.normalize(points.flatten(0, 1))
+    if bits is not None:
+        pixels = quantized(pixels, bits, low=-1.0 if coding == "signed_poisson" else 0.0)
+    pixels = pixels * net.encoder.rate
     every = draws[:, :, None].expand(-1, -1, 800, -1, -1, -1).flatten(1, 2)
     spikes = functional.encode(pixels, coding=coding, draws=every)
     logits = net.readout(net.layers(spikes)).double().view(3, 800, -1)

@@ -67,6 +67,10 @@ def test_what_cannot_be_smoothed_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     ).encoder
     with pytest.raises(TypeError, match="expected RateCoding"):
         smooth(direct, x)
+    levels = any_spike(2)
+    levels.encoder.bits = 2
+    with pytest.raises(ValueError, match="expected one without bits"):
+        smooth(levels, x)
     with pytest.raises(ValueError, match="alpha is 0"):
         smooth(any_spike(2), x, alpha=0)
     with pytest.raises(ValueError, match="draws is 0"):

@@ -136,10 +136,12 @@ def spike_bounds(
         return _margins(network, box, y, method, least, (spikes, free, flips))
 
 
-def _network(model: nn.Module, method: str, x: Tensor) -> SpikingNetwork:
-    """The model, if it is one that can be bounded by ``method`` for inputs like ``x``."""
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+def network_of(model: nn.Module) -> SpikingNetwork:
+    """The model, if it is a network that can be bounded.
+
+    Raises:
+        TypeError: it is none.
+    """
     parts = ["normalize", "encoder", "layers", "readout"]
     plain = isinstance(model, SpikingNetwork) and ibp.runs_as(model, SpikingNetwork)
     if not plain or [name for name, _ in model.named_children()] != parts:
@@ -148,10 +150,30 @@ def _network(model: nn.Module, method: str, x: Tensor) -> SpikingNetwork:
             "runs its parts in their order"
         )
     assert isinstance(model, SpikingNetwork)
+    return model
+
+
+def layers_of(
+    network: SpikingNetwork, budget: tuple[Tensor, Tensor, int] | None = None
+) -> list[nn.Module]:
+    """The layers of a network; with a budget, of ``spikes`` and what may differ from them.
+
+    The budget has the spikes ``[T, N, ...]``, which of them may differ, and how many.
+    """
+    plain = ibp.runs_as(network.layers, nn.Sequential)
+    layers = list(network.layers.children()) if plain else [network.layers]
+    return layers if budget is None else inputs.with_flips(layers, *budget)
+
+
+def _network(model: nn.Module, method: str, x: Tensor) -> SpikingNetwork:
+    """The model, if it is one that can be bounded by ``method`` for inputs like ``x``."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    network = network_of(model)
     _refuse_reduced_precision(x.device)
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the input has dtype {x.dtype}, expected float32 or float64")
-    return model
+    return network
 
 
 def _check_labels(y: Tensor, count: int) -> None:
@@ -175,10 +197,7 @@ def _margins(
     budget: tuple[Tensor, Tensor, int] | None = None,
 ) -> Tensor:
     """The best of what the method finds, for inputs of the layers in ``box``."""
-    plain = ibp.runs_as(model.layers, nn.Sequential)
-    layers = list(model.layers.children()) if plain else [model.layers]
-    if budget is not None:
-        layers = inputs.with_flips(layers, *budget)
+    layers = layers_of(model, budget)
     found = []
     if method in ("ibp", "best", "tight"):
         found.append(ibp.margins(layers, model.readout, box, y))

@@ -24,6 +24,7 @@ from snnkern.models import Normalize
 from snnkern.nn import (
     LIF,
     Direct,
+    Events,
     MeanReadout,
     NormLIF,
     Residual,
@@ -329,6 +330,7 @@ RULES: dict[type[nn.Module], Rule] = {
     SharedDropout: lambda module, box: box,
     Normalize: lambda module, box: box.map(module),
     Direct: lambda module, box: box.map(module),
+    Events: lambda module, box: box.map(module),
     TimeDistributed: _time_distributed,
     Residual: _residual,
     LIF: interval_lif,

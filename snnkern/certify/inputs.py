@@ -27,8 +27,7 @@ def coded(encoder: RateCoding, box: Interval, draws: Tensor) -> Interval:
     Every coding is monotone in the pixels, in floating point too.
     """
     kind = reference.CODINGS.index(encoder.coding)
-    scaled = box.map(lambda x: encoder.rate * x if encoder.rate != 1 else x)
-    return scaled.map(lambda x: reference.code(x, draws, kind))
+    return box.map(lambda x: reference.code(encoder.rates(x), draws, kind))
 
 
 def least_of_draws(spikes: Interval, draws: Tensor) -> Least:

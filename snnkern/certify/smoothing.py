@@ -64,6 +64,7 @@ def smooth(
 
     Raises:
         TypeError: a network without rate coding.
+        ValueError: one that rounds its rates to levels.
         ImportError: SciPy is not installed.
     """
     try:
@@ -79,6 +80,11 @@ def smooth(
     encoder, normalize = model.encoder, model.normalize
     if not ibp.runs_as(encoder, RateCoding) or encoder.is_relu:
         raise TypeError(f"model has the encoder {encoder}, expected RateCoding")
+    if encoder.bits is not None:
+        raise ValueError(
+            f"model has the encoder {encoder}, expected one without bits: rates that jump have no "
+            "radius"
+        )
     if not ibp.runs_as(normalize, Normalize):
         raise TypeError(f"model normalises by {type(normalize).__name__}, expected Normalize")
     with torch.no_grad(), evaluation_mode(model):

@@ -54,24 +54,29 @@ def enlarged_digits(
     """The handwritten digits at the size of other images: real ones for their networks to try.
 
     Args:
-        shape: of an image, ``[C, H, W]``: enlarged bilinearly, the same in all channels.
+        shape: of an image, ``[C, H, W]``: enlarged bilinearly, the same in all channels; of frames
+            ``[T, C, H, W]``, whose pixels are then drawn to be 0 or 1, 1 at the rate of the image.
         classes: how many the network tells apart, at least ten; the others have no images.
         test_share: see ``digits``.
-        seed: see ``digits``.
+        seed: see ``digits``; of frames too.
         augment: of the training images, see ``Images``.
 
     Raises:
         ImportError: scikit-learn is not installed.
         ValueError: an option out of range.
     """
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"shape is {list(shape)}, expected [C, H, W]")
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise ValueError(f"shape is {list(shape)}, expected [C, H, W] or [T, C, H, W]")
     check_int("classes", classes, 10)
+    generator = torch.Generator().manual_seed(seed)
 
     def images(small: TensorDataset, augment: Iterable[str]) -> Images:
         x, labels = small.tensors
-        large = F.interpolate(x, tuple(shape[1:]), mode="bilinear") * 255
-        return Images(large.round().byte().expand(-1, shape[0], -1, -1), labels, augment)
+        large = F.interpolate(x, tuple(shape[-2:]), mode="bilinear").expand(-1, shape[-3], -1, -1)
+        if len(shape) == 4:
+            draws = torch.rand(len(x), *shape, generator=generator)
+            return Images((draws < large[:, None]).byte(), labels, augment, white=1)
+        return Images((large * 255).round().byte(), labels, augment)
 
     train, test = digits(test_share, seed)
     return Split(images(train, augment), images(test, ()))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from snnkern.functional import Coding
 from snnkern.models.network import Normalize, SpikingNetwork
-from snnkern.nn import LIF, MeanReadout, RateCoding, TimeDistributed
+from snnkern.nn import LIF, Events, MeanReadout, RateCoding, TimeDistributed
 
 
 def _finish(
@@ -23,7 +23,7 @@ def _finish(
     channels: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    coding: Coding | None,
+    coding: Coding | Literal["events"] | None,
     bias: bool,
     neuron: dict[str, Any],
 ) -> SpikingNetwork:
@@ -37,7 +37,8 @@ def _finish(
     normalize = Normalize(mean or [0.0] * channels, std or [1.0] * channels)
     network = SpikingNetwork(timesteps, normalize, nn.Sequential(*layers), MeanReadout())
     if coding is not None:
-        network.encoder = RateCoding(max(timesteps, 1), coding)
+        steps = max(timesteps, 1)
+        network.encoder = Events(steps) if coding == "events" else RateCoding(steps, coding)
         network.timesteps = timesteps
     return network
 
@@ -51,7 +52,7 @@ def fc_net(
     spiking_output: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    coding: Coding | None = None,
+    coding: Coding | Literal["events"] | None = None,
     bias: bool = True,
     **neuron: Any,
 ) -> SpikingNetwork:
@@ -65,8 +66,9 @@ def fc_net(
         spiking_output: the last layer fires too, and the logits are its rates, as in the paper.
         mean: of the pixels per channel, for normalisation; 0 by default.
         std: of the pixels per channel; 1 by default.
-        coding: how steps draw spikes at the rates of the pixels (``snnkern.nn.RateCoding``);
-            without one the image is the current of the first layer at every step.
+        coding: how steps draw spikes at the rates of the pixels (``snnkern.nn.RateCoding``), or
+            ``"events"`` for frames of events ``[N, F, C, H, W]`` (``snnkern.nn.Events``); without
+            one the image is the current of the first layer at every step.
         bias: of all convolutions and linear layers.
         neuron: options of every ``snnkern.LIF``; the paper's are ``leak=0.25, threshold=0.25,
             strict=True``.
@@ -97,7 +99,7 @@ def conv_net(
     spiking_output: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    coding: Coding | None = None,
+    coding: Coding | Literal["events"] | None = None,
     bias: bool = True,
     **neuron: Any,
 ) -> SpikingNetwork:
@@ -112,8 +114,9 @@ def conv_net(
         spiking_output: the last layer fires too, and the logits are its rates, as in the paper.
         mean: of the pixels per channel, for normalisation; 0 by default.
         std: of the pixels per channel; 1 by default.
-        coding: how steps draw spikes at the rates of the pixels (``snnkern.nn.RateCoding``);
-            without one the image is the current of the first layer at every step.
+        coding: how steps draw spikes at the rates of the pixels (``snnkern.nn.RateCoding``), or
+            ``"events"`` for frames of events ``[N, F, C, H, W]`` (``snnkern.nn.Events``); without
+            one the image is the current of the first layer at every step.
         bias: of all convolutions and linear layers.
         neuron: options of every ``snnkern.LIF``.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snnkern._checks import check_int
-from snnkern.nn import Direct, GradientMode, RateCoding
+from snnkern.nn import Direct, Events, GradientMode, RateCoding
 
 
 class Normalize(nn.Module):
@@ -48,7 +48,7 @@ class SpikingNetwork(nn.Sequential):
         super().__init__()
         check_int("timesteps", timesteps, 0)
         self.normalize = normalize
-        self.encoder: Direct | RateCoding = Direct(max(timesteps, 1))
+        self.encoder: Direct | RateCoding | Events = Direct(max(timesteps, 1))
         self.layers = layers
         self.readout = readout
         self.timesteps = timesteps

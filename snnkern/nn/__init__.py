@@ -1,6 +1,6 @@
 """Modules: neurons, layers for their spikes, encoders, containers along time, readouts."""
 
-from snnkern.nn.encoding import Direct, RateCoding
+from snnkern.nn.encoding import Direct, Events, RateCoding
 from snnkern.nn.evaluation import check_stateless, evaluation_mode
 from snnkern.nn.gradient import (
     Gradient,
@@ -23,6 +23,7 @@ __all__ = [
     "AvgPool2d",
     "Conv2d",
     "Direct",
+    "Events",
     "Gradient",
     "GradientMode",
     "Linear",

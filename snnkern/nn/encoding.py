@@ -1,4 +1,4 @@
-"""Encoders: from images ``[N, ...]`` to a sequence ``[T, N, ...]``."""
+"""Encoders: from images ``[N, ...]``, or frames of events, to a sequence ``[T, N, ...]``."""
 
 from __future__ import annotations
 
@@ -85,16 +85,52 @@ class RateCoding(GradientMode):
         self.rate = rate
         self.bits = bits
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``[N, ...] -> [T, N, ...]``."""
+    def rates(self, x: Tensor) -> Tensor:
+        """What spikes are drawn at: monotone in the image, in floating point too."""
         if self.bits is not None:
             x = quantized(x, self.bits, low=-1.0 if self.coding == "signed_poisson" else 0.0)
-        scaled = self.rate * x if self.rate != 1 else x
+        return self.rate * x if self.rate != 1 else x
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``[N, ...] -> [T, N, ...]``."""
         if self.is_relu:
-            return scaled.unsqueeze(0)
-        return functional.encode(scaled, self.timesteps, self.coding, generator=generator)
+            return self.rates(x).unsqueeze(0)
+        return functional.encode(self.rates(x), self.timesteps, self.coding, generator=generator)
 
     def extra_repr(self) -> str:
         """T, coding, rate, and bits where there are any."""
         parts = f"timesteps={self.timesteps}, coding={self.coding!r}, rate={self.rate:g}"
         return parts if self.bits is None else f"{parts}, bits={self.bits}"
+
+
+class Events(GradientMode):
+    """Frames of events, ``[N, F, ...]``, of which the first T are the input of the T time steps.
+
+    As part of a ReLU network it passes on their mean.
+
+    Args:
+        timesteps: T, at least 1.
+    """
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        check_int("timesteps", timesteps, 1)
+        self.timesteps = timesteps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, F, ...] -> [T, N, ...]``.
+
+        Raises:
+            ValueError: fewer than T frames.
+        """
+        if x.dim() < 3 or x.shape[1] < self.timesteps:
+            raise ValueError(
+                f"x has shape {list(x.shape)}, expected frames of events [N, F, ...], "
+                f"{self.timesteps} of them at least"
+            )
+        first = x[:, : self.timesteps].transpose(0, 1)
+        return first.mean(0, keepdim=True) if self.is_relu else first
+
+    def extra_repr(self) -> str:
+        """T."""
+        return f"timesteps={self.timesteps}"

@@ -11,15 +11,15 @@ from snnkern.nn.neuron import LIF
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without parameter gradients; afterwards as it was."""
+def evaluation_mode(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """The model in evaluation mode, ``gradients`` of parameters or none; afterwards as it was."""
     training = [(module, module.training) for module in model.modules()]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     try:
         for module, _ in training:
             module.training = False
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
+        for parameter, wants in wanted:
+            parameter.requires_grad_(gradients and wants)
         yield
     finally:
         for module, mode in training:

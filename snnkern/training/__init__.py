@@ -1,6 +1,7 @@
 """Training methods, and the loop that runs them."""
 
 from snnkern.training.adversarial_training import AdversarialTraining
+from snnkern.training.certified import Certified, certified_loss
 from snnkern.training.checkpoint import load_checkpoint, save_checkpoint
 from snnkern.training.fit import fit
 from snnkern.training.hire import HIRE
@@ -18,6 +19,7 @@ __all__ = [
     "RAT",
     "TRADES",
     "AdversarialTraining",
+    "Certified",
     "EpochRecord",
     "Losses",
     "Memory",
@@ -25,6 +27,7 @@ __all__ = [
     "Natural",
     "RobustFinetune",
     "SpikeTimeFinetune",
+    "certified_loss",
     "fit",
     "load_checkpoint",
     "mart_loss",

@@ -207,7 +207,7 @@ class _Training:
         ):
             while self.epoch < epochs:
                 start = time.perf_counter()
-                for _ in self._batches():
+                for _ in self._batches(epochs, batches):
                     bar.update()
                     if checkpoint_every and self.step % checkpoint_every == 0:
                         self._save()
@@ -218,8 +218,8 @@ class _Training:
                 bar.set_postfix(loss=f"{record.loss:.3f}", accuracy=f"{record.accuracy:.1%}")
         return self.history
 
-    def _batches(self) -> Iterator[None]:
-        """Trains on the batches of the epoch that are left, and yields after each."""
+    def _batches(self, epochs: int, count: int | None) -> Iterator[None]:
+        """Trains on the batches of the epoch that are left, of ``count``, and yields after each."""
         self.model.train()
         sampler = getattr(self.loader, "sampler", None)
         if isinstance(sampler, DistributedSampler):
@@ -235,6 +235,7 @@ class _Training:
         if now and self.step:
             set_chance(now, self.loader, self.memory)
         for x, y in batches:
+            self.memory.progress = (self.epoch + (self.step / count if count else 0)) / epochs
             self._train_on(x.to(self.device), y.to(self.device))
             self.step += 1
             yield

@@ -22,11 +22,14 @@ class Memory:
             weights that are changed by it stay equal.
         noise: of random choices about the samples. Ranks differ in it.
         tensors: by name, whatever the method puts there.
+        progress: share of the training that lies behind, from 0 to 1; of its whole epochs, where
+            the loader does not say how many batches there are.
     """
 
     generator: torch.Generator
     noise: torch.Generator
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    progress: float = 0.0
 
     @classmethod
     def seeded(

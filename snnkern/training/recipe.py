@@ -24,6 +24,7 @@ from snnkern.data import Samples, Split, loader
 from snnkern.models import SpikingNetwork
 from snnkern.surrogate import Surrogate
 from snnkern.training.adversarial_training import AdversarialTraining
+from snnkern.training.certified import Certified
 from snnkern.training.hire import HIRE
 from snnkern.training.mart import MART
 from snnkern.training.method import Method, Natural
@@ -80,6 +81,7 @@ METHODS: Kinds = {
         SpikeTimeFinetune,
         RAT,
         HIRE,
+        Certified,
     )
 }
 OPTIMIZERS: Kinds = {name: getattr(torch.optim, name) for name in ("SGD", "Adam", "AdamW")}

@@ -1,0 +1,92 @@
+"""The command that says how much bounds certify, on a few images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from benchmarks import certificates
+from benchmarks.certificates import OURS, PUBLISHED, TRAININGS, Size, main, measure, published
+from snnkern.attacks import ContradictionError
+from snnkern.certify import bounds, verify
+from snnkern.data import digits
+from snnkern.models import SpikingNetwork, fc_net
+from snnkern.training import Natural, fit
+from snnkern.training.recipe import DATA
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[SpikingNetwork, TensorDataset]:
+    torch.manual_seed(0)
+    net = fc_net(timesteps=2, input_shape=(1, 8, 8), hidden=[12], leak=0.25, threshold=0.25)
+    split = digits()
+    batches = torch.utils.data.DataLoader(split.train, 200)
+    fit(net, batches, Natural(), epochs=8, lr=0.02, progress=False)
+    return net.eval(), TensorDataset(*split.test[:12])
+
+
+def test_every_share_is_within_the_next(trained: tuple[SpikingNetwork, TensorDataset]) -> None:
+    shares, seconds = measure(*trained, 0.06, 5.0, 0)
+    assert shares["S-IBP"] <= shares["best of both"] <= shares["ours"] <= shares["ours, tight"]
+    assert shares["S-CROWN"] <= shares["best of both"]
+    assert shares["ours, tight"] <= shares["exact"] <= shares["possible"] <= shares["attacked"]
+    assert 0 < shares["ours, tight"] < shares["attacked"] <= shares["clean"]
+    assert set(seconds) == {*PUBLISHED, *OURS, "exact"}
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_the_printed_bounds_are_no_better_than_ours(
+    trained: tuple[SpikingNetwork, TensorDataset],
+) -> None:
+    net, test = trained
+    x, y = test.tensors
+    for eps, by_crown in ((0.02, False), (0.02, True), (0.1, False)):
+        method = "crown" if by_crown else "ibp"
+        own = bounds(net, (x - eps).clamp(0, 1), (x + eps).clamp(0, 1), y, "best").amin(1) > 0
+        theirs = published(net, x, y, eps, by_crown)
+        assert not (theirs & ~own).any(), method
+    assert published(net, x, y, 0.0, by_crown=False).any()
+
+
+def test_a_bound_that_certifies_too_much_is_noticed(
+    trained: tuple[SpikingNetwork, TensorDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_of_them(net: SpikingNetwork, x: Tensor, *_: object, **__: object) -> Tensor:
+        return torch.ones(len(x), dtype=torch.bool)
+
+    monkeypatch.setattr(certificates, "published", all_of_them)
+    with pytest.raises(AssertionError, match="S-IBP certifies what is broken"):
+        measure(*trained, 0.06, 5.0, 0)
+    monkeypatch.undo()
+    net, (x, y) = trained[0], trained[1].tensors
+    found = verify(net, x, y, 0.06)
+    wrong = replace(found, certified=torch.ones(12, dtype=torch.bool))
+    monkeypatch.setattr(certificates, "verify", lambda *_, **__: wrong)
+    with pytest.raises(ContradictionError):
+        measure(*trained, 0.06, 5.0, 0)
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(certificates, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(certificates, "SIZES", (Size((6,), 0.02),))
+    monkeypatch.setitem(DATA, "digits", partial(digits, test_share=0.9))
+    runs = tmp_path / "runs"
+    command = ["--epochs", "1", "--images", "4", "--quiet", "--save-results"]
+    assert main([*command, "--folder", str(runs)]) == 0
+    assert {run.name for run in runs.iterdir()} == {f"{name}_6-0" for name in TRAININGS.values()}
+    written = sorted((tmp_path / "results").glob("*-certificates.*"))
+    cases = json.loads(written[0].read_text())["cases"]
+    assert [case["training"] for case in cases] == list(TRAININGS)
+    text = written[1].read_text()
+    assert "64-6-10, eps 0.02, S-IBP: " in text
+    assert "certified implies certain" in capsys.readouterr().out
