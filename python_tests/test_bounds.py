@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from python_tests.helpers import (
+    COMPILED,
     LAYOUTS,
     POINTWISE,
     RESETS,
@@ -415,6 +417,92 @@ def test_shares_and_gradients_of_lines() -> None:
         expected = relax_lif(*inputs, 0.5, 0.5, slope=slope)
     for actual, wanted in zip(outputs, expected, strict=True):
         assert_same_bits(actual.detach(), wanted)
+
+
+def gradients_of_lines(
+    options: dict[str, Any], choice: dict[str, Any], box_of_membranes: tuple[Tensor, Tensor]
+) -> Callable[[Callable[..., Any]], tuple[list[Tensor], list[Tensor]]]:
+    """What a function makes of one drawn case: gradients, and what they may be off by at 1."""
+    low, high = box_of_membranes
+    rows = rows_like(low, 3, 5)
+    parameters = [
+        torch.as_tensor(options[name], dtype=low.dtype).clone() for name in ("leak", "threshold")
+    ]
+    given = [choice[name] for name in ("slope", "mix", "after") if name in choice]
+    tensors = [t for t in (rows, low, high, *parameters, *given) if isinstance(t, Tensor)]
+    upstream = random(*rows.shape, seed=8, dtype=rows.dtype)
+    of_bias = random(3, low.shape[1], seed=9, dtype=torch.float64)
+
+    def run(function: Callable[..., Any]) -> tuple[list[Tensor], list[Tensor]]:
+        leaves = {id(t): t.detach().clone().requires_grad_() for t in tensors}
+        swap = {k: leaves.get(id(v), v) for k, v in (options | choice).items()}
+        swap |= dict(zip(("leak", "threshold"), (leaves[id(t)] for t in parameters), strict=True))
+        lines, bias = function(*(leaves[id(t)] for t in (rows, low, high)), **swap)
+        total = (upstream * lines).sum() + (of_bias * bias.flatten(2).sum(2)).sum()
+        per_neuron = torch.autograd.grad(bias.square().sum(), leaves.values(), retain_graph=True)
+        return list(torch.autograd.grad(total, leaves.values())), list(per_neuron)
+
+    return run
+
+
+def membranes_and_choice(
+    options: dict[str, Any], slope: str, layout: str = "contiguous"
+) -> tuple[dict[str, Any], dict[str, Any], tuple[Tensor, Tensor]]:
+    options = dict(options)
+    seed = options.pop("seed")
+    lower, upper = box(seed, layout, options.pop("dtype"))
+    *_, low, high = interval_lif(lower, upper, **options, return_membranes=True)
+    rows = rows_like(low, 3, seed)
+    choice = chosen(slope, rows, seed + 1)
+    if seed % 2:
+        choice["after"] = random(3, 2, 3, 4, seed=seed + 2, dtype=rows.dtype)
+    return options, choice, (low, high)
+
+
+@given(neurons(), st.sampled_from(SLOPES))
+@settings(max_examples=100)
+def test_gradients_of_lines_are_those_of_autograd(options: dict[str, Any], slope: str) -> None:
+    options["dtype"] = torch.float64
+    case = membranes_and_choice(options, slope)
+
+    def composed(rows: Tensor, low: Tensor, high: Tensor, **given: Any) -> Any:
+        slopes = given.get("mix", given.get("slope"))
+        kind = reference.SLOPES.index(slope)
+        return reference.relaxed(
+            rows,
+            low,
+            high,
+            given["leak"],
+            given["threshold"],
+            given["v_init"],
+            RESETS.index(given["reset"]),
+            given["v_reset"],
+            given["strict"],
+            kind,
+            slopes if isinstance(slopes, Tensor) else None,
+            given.get("after"),
+        )
+
+    run = gradients_of_lines(*case)
+    for backend in ("reference", "cpu"):
+        for expected, actual in zip(
+            run(composed), run(partial(relax_lif, backend=backend)), strict=True
+        ):
+            for e, a in zip(expected, actual, strict=True):
+                assert_within(a, e, 1e-9 * (1 + e.abs().max().item()))
+
+
+@given(neurons((torch.float32,)), st.sampled_from(SLOPES), st.sampled_from(LAYOUTS))
+@settings(max_examples=60)
+def test_gradients_of_lines_of_the_kernels_are_those_of_the_reference(
+    options: dict[str, Any], slope: str, layout: str
+) -> None:
+    run = gradients_of_lines(*membranes_and_choice(options, slope, layout))
+    expected = run(partial(relax_lif, backend="reference"))
+    for backend in ("cpu",):
+        for wanted, found in zip(expected, run(partial(relax_lif, backend=backend)), strict=True):
+            for e, a in zip(wanted, found, strict=True):
+                assert_within(a, e, 1e-6 * (1 + e.abs().max().item()))
 
 
 # The checks notice broken lines

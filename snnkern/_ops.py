@@ -65,9 +65,18 @@ SCHEMAS = {
     "(Tensor grad_lower, Tensor grad_upper, Tensor grad_decay, Tensor grad_threshold)",
     "relax_lif": f"(Tensor rows, Tensor v_lower, Tensor v_upper, {BOUNDED}, int slope, "
     "Tensor? slopes, Tensor? after) -> (Tensor lines, Tensor bias)",
+    "relax_lif_backward": "(Tensor grad_lines, Tensor grad_bias, Tensor rows, Tensor lines, "
+    f"Tensor v_lower, Tensor v_upper, {BOUNDED}, int slope, Tensor? slopes, Tensor? after, "
+    "bool parameter_gradients) -> (Tensor grad_rows, Tensor grad_v_lower, Tensor grad_v_upper, "
+    "Tensor grad_decay, Tensor grad_threshold, Tensor grad_slopes, Tensor grad_after)",
 }
 # Compiled for the CPU; on a GPU the reference runs.
-WITHOUT_GPU_KERNEL = ("interval_lif_forward", "interval_lif_backward", "relax_lif")
+WITHOUT_GPU_KERNEL = (
+    "interval_lif_forward",
+    "interval_lif_backward",
+    "relax_lif",
+    "relax_lif_backward",
+)
 OVERLOADS = ("", ".reference", ".triton")
 
 
@@ -204,6 +213,28 @@ def _relax_lif_fake(rows: Tensor, v_lower: Tensor, *rest: Any) -> tuple[Tensor, 
     return empty_rows(rows, v_lower, rows.dtype), bias
 
 
+def _relax_lif_backward_fake(
+    grad_lines: Tensor,
+    grad_bias: Tensor,
+    rows: Tensor,
+    lines: Tensor,
+    v_lower: Tensor,
+    v_upper: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    *_, slopes, after, parameter_gradients = options
+    like, dtype, none = empty_rows(rows, v_lower, rows.dtype), rows.dtype, v_lower.new_empty(0)
+    return (
+        like,
+        *(empty_steps(v_lower, dtype, v_lower.shape[0]) for _ in range(2)),
+        *(torch.empty_like(p) if parameter_gradients else none.clone() for p in (decay, threshold)),
+        none.clone() if slopes is None else torch.empty_like(like),
+        none if after is None else empty_rows(rows[:, :1], v_lower, dtype)[:, 0],
+    )
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "lif_forward": _lif_forward_fake,
     "lif_backward": _lif_backward_fake,
@@ -217,17 +248,18 @@ FAKES: dict[str, Callable[..., Any]] = {
     "interval_lif_forward": _interval_lif_forward_fake,
     "interval_lif_backward": _interval_lif_backward_fake,
     "relax_lif": _relax_lif_fake,
+    "relax_lif_backward": _relax_lif_backward_fake,
 }
 
 
 def _refuse_to_differentiate(name: str) -> Callable[..., NoReturn]:
     def backward(ctx: object, *grads: Tensor) -> NoReturn:
+        function = next((n for n in ("interval_lif", "relax_lif") if n in name), "lif")
         if name.endswith("backward"):
-            wanted = "a second derivative of snnkern.functional.lif"
+            wanted = f"a second derivative of snnkern.functional.{function}"
         else:
             wanted = f"the derivative of torch.ops.snnkern.{name}"
-            if "pack" not in name and name != "relax_lif":
-                function = "interval_lif" if "interval" in name else "lif"
+            if "pack" not in name:
                 wanted += f"; call snnkern.functional.{function} instead"
         raise NotImplementedError(
             f"asked for {wanted}: a spike has a surrogate for its first derivative, nothing beyond"

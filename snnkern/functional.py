@@ -20,6 +20,8 @@ from snnkern._layout import step_strides
 from snnkern.autograd import (
     IntervalConfig,
     IntervalLIF,
+    RelaxConfig,
+    RelaxLIF,
     KernelRateCode,
     LIFConfig,
     LIFFunction,
@@ -864,7 +866,7 @@ def relax_lif(
             right one, where it has two. Sound beyond as well.
         after: weights ``[R, N, ...]`` of the membrane that would come after the last step, but for
             the current and the rounding of that step.
-        backend: see ``interval_lif``. Gradients are those of the reference.
+        backend: see ``interval_lif``.
 
     Returns:
         Lines, of the shape and dtype of ``rows``, and their bias ``[R, N, ...]``, float64.
@@ -902,12 +904,9 @@ def relax_lif(
         kind = reference.MIXED
     else:
         kind = reference.GIVEN if slopes is not None else reference.SLOPES.index(str(slope))
-    overload = _bounds_overload(backend, v_lower)
-    inputs = (rows, v_lower, v_upper, *neurons, kind, slopes, after)
-    tensors = (t for t in inputs if isinstance(t, Tensor))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return reference.relaxed(*inputs)
-    result: tuple[Tensor, Tensor] = getattr(torch.ops.snnkern.relax_lif, overload)(*inputs)
+    config = RelaxConfig(*neurons[2:], kind, _bounds_overload(backend, v_lower))
+    tensors = (rows, v_lower, v_upper, *neurons[:2], slopes, after)
+    result: tuple[Tensor, Tensor] = RelaxLIF.apply(*tensors, config)
     return result
 
 

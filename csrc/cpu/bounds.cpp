@@ -132,6 +132,56 @@ void start_row(std::int64_t n, const Neurons<F, kUniform> neurons, F v_init,
   }
 }
 
+template <class F>
+struct LineGradientRows {
+  const F *weights, *v_lower, *v_upper, *after, *slopes, *lines, *grad_lines;
+  const double* grad_bias;
+  double* g;  // dL/d(line of this step) by the step before, then that of the step after
+  F *grad_weights, *grad_slopes;
+  double *grad_lower, *grad_upper, *grad_decay, *grad_threshold;  // sums over the rows
+};
+
+template <Reset kReset, Slope kSlope, bool kUniform, class F>
+SNN_CLONES void line_gradient_row(std::int64_t n, const Neurons<F, kUniform> neurons,
+                                  const LineGradientRows<F> rows) {
+  constexpr bool kGiven = kSlope == Slope::kGiven || kSlope == Slope::kMixed;
+  const Neuron<F> first = neurons[0];
+#pragma GCC ivdep  // so many rows that the compiler does not check whether they overlap
+  for (std::int64_t i = 0; i < n; ++i) {
+    const Neuron<F> neuron = kUniform ? first : neurons[i];
+    const LineGradient g = line_gradient<kReset, kSlope>(
+        static_cast<double>(rows.grad_lines[i]) + rows.g[i], rows.grad_bias[i], rows.weights[i],
+        rows.after[i], rows.lines[i], Interval<F>{rows.v_lower[i], rows.v_upper[i]},
+        kGiven ? rows.slopes[i] : F(0), neuron);
+    rows.grad_weights[i] = static_cast<F>(g.row);
+    if constexpr (kGiven) rows.grad_slopes[i] = static_cast<F>(g.given);
+    rows.g[i] = g.after;
+    rows.grad_lower[i] += g.lower;
+    rows.grad_upper[i] += g.upper;
+    rows.grad_decay[i] += g.decay;
+    rows.grad_threshold[i] += g.threshold;
+  }
+}
+
+// Backward of start_row: what reaches the line of the first step.
+template <Reset kReset, bool kUniform, class F>
+void start_gradient_row(std::int64_t n, const Neurons<F, kUniform> neurons, F v_init,
+                        const F* __restrict lines, const double* __restrict grad_bias,
+                        double* __restrict g, double* __restrict grad_decay,
+                        double* __restrict grad_threshold) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const Neuron<F> neuron = neurons[i];
+    const double first = lines[i], start = v_init;
+    g[i] = grad_bias[i] * static_cast<double>(neuron.decay) * start;
+    grad_decay[i] += grad_bias[i] * first * start;
+    if constexpr (kReset == Reset::kDelayedSoft) {
+      const double owed = fires(v_init, neuron) ? grad_bias[i] : 0.0;
+      g[i] -= owed * static_cast<double>(neuron.threshold);
+      grad_threshold[i] -= owed * first;
+    }
+  }
+}
+
 // Calls f(reset, neurons) with the reset as a constant and the neurons of a tile.
 template <class F, class Call>
 void with_neurons(const LifDynamics<F>& dynamics, std::int64_t begin, std::int64_t n,
@@ -277,6 +327,61 @@ void relax(const Relaxation<F>& p, const Tiling& tiling, std::int64_t first, std
   }
 }
 
+template <class F>
+void relax_backward(const RelaxationBackward<F>& p, const Tiling& tiling, std::int64_t first,
+                    std::int64_t last) {
+  const std::int64_t size = tiling.size, neurons = p.shape.neurons, T = p.shape.timesteps;
+  for (; first < last; ++first) {
+    const std::int64_t begin = first * size, n = std::min(size, neurons - begin);
+    // The first rows for numbers of type F, the others for double.
+    constexpr std::int64_t kOwn = 1 + Neurons<F, false>::kRows;
+    Rows<double> rows(size, kOwn + 2 * T + 4);
+    F* const nothing = reinterpret_cast<F*>(rows.take(kOwn));
+    std::fill_n(nothing, n, F(0));
+    double* const of_ends[2] = {rows.take(T), rows.take(T)};
+    double *const grad_decay = rows.take(), *const grad_threshold = rows.take();
+    double *const g = rows.take(), *const grad_bias = rows.take();
+    std::fill_n(of_ends[0], (2 * T + 2) * size, 0.0);
+    const auto bounds = [&](int end, std::int64_t t) {
+      return static_cast<const F*>(p.v[end].data) + t * p.v[end].step + begin;
+    };
+    with_neurons(
+        p.dynamics, begin, n, size, nothing + size,
+        [&]<Reset kReset>(Constant<kReset>, const auto& own) {
+          with_slope(p.slope, [&]<Slope kSlope>(Constant<kSlope>) {
+            for (std::int64_t row = 0; row < p.rows; ++row) {
+              Parameter<double> upstream = p.grad_bias;
+              upstream.data += row * p.bias_step;
+              fill_row(upstream, begin, begin + n, grad_bias);
+              const std::int64_t of_row = row * T * neurons + begin;
+              start_gradient_row<kReset>(n, own, p.v_init, p.lines + of_row, grad_bias, g,
+                                         grad_decay, grad_threshold);
+              const F* const last_step = p.after ? p.after + row * neurons + begin : nothing;
+              for (std::int64_t t = 0; t < T; ++t) {
+                const std::int64_t at = of_row + t * neurons;
+                line_gradient_row<kReset, kSlope>(
+                    n, own,
+                    LineGradientRows<F>{
+                        p.weights + at, bounds(0, t), bounds(1, t),
+                        t + 1 < T ? p.lines + at + neurons : last_step,
+                        p.slopes ? p.slopes + at : nullptr, p.lines + at, p.grad_lines + at,
+                        grad_bias, g, p.grad_weights + at, p.slopes ? p.grad_slopes + at : nullptr,
+                        of_ends[0] + t * size, of_ends[1] + t * size, grad_decay, grad_threshold});
+              }
+              if (p.after) std::copy_n(g, n, p.grad_after + row * neurons + begin);
+            }
+          });
+        });
+    for (int end = 0; end < 2; ++end) {
+      for (std::int64_t t = 0; t < T; ++t) {
+        std::copy_n(of_ends[end] + t * size, n, p.grad_v[end] + t * neurons + begin);
+      }
+    }
+    if (p.neuron_grad_decay) std::copy_n(grad_decay, n, p.neuron_grad_decay + begin);
+    if (p.neuron_grad_threshold) std::copy_n(grad_threshold, n, p.neuron_grad_threshold + begin);
+  }
+}
+
 template void interval_forward(const IntervalForward<float>&, const Tiling&, std::int64_t,
                                std::int64_t);
 template void interval_forward(const IntervalForward<double>&, const Tiling&, std::int64_t,
@@ -287,5 +392,9 @@ template void interval_backward(const IntervalBackward<double>&, const Tiling&, 
                                 std::int64_t);
 template void relax(const Relaxation<float>&, const Tiling&, std::int64_t, std::int64_t);
 template void relax(const Relaxation<double>&, const Tiling&, std::int64_t, std::int64_t);
+template void relax_backward(const RelaxationBackward<float>&, const Tiling&, std::int64_t,
+                             std::int64_t);
+template void relax_backward(const RelaxationBackward<double>&, const Tiling&, std::int64_t,
+                             std::int64_t);
 
 }  // namespace snnkern::cpu
