@@ -108,6 +108,27 @@ SNN_HD Transition<F> transition(const Interval<F>& v, const Interval<F>& x, cons
   }
 }
 
+// One step of backpropagation through time at one end: dL/dv of this step from that of the step
+// after, and its shares of the parameters' gradients, which are added.
+//   next   derivatives of the next membrane; 0 at the last step
+//   ds_dv  of the spike by the membrane
+template <class F>
+SNN_HD F end_gradient(F g_next, const EndGradient<F>& next, F v, F gs, F ds_dv,
+                      const SurrogateArgument<F>& z, F& decay, F& threshold) {
+  decay += g_next * next.decay;
+  threshold += g_next * next.threshold;
+  const F through_spike = gs * ds_dv;
+  threshold -= through_spike * z.minus_dthreshold(v);
+  return g_next * next.v + through_spike;
+}
+
+// What reaches the first membrane is multiplied by a state that is given, and may owe a spike.
+template <Reset kReset, class F>
+SNN_HD void start_gradient(F g, F v_init, const Neuron<F>& n, F& decay, F& threshold) {
+  decay += g * v_init;
+  if (kReset == Reset::kDelayedSoft && fires(v_init, n)) threshold -= g;
+}
+
 // Which slope a line below spike and carried state takes. Order and names are those of
 // snnkern.reference.SLOPES.
 enum class Slope : int {
@@ -116,6 +137,8 @@ enum class Slope : int {
   kGiven = 2,
   kMixed = 3,  // between the edges of the lower hull, at a given share of the way to the right one
 };
+
+constexpr bool is_given(Slope slope) { return slope == Slope::kGiven || slope == Slope::kMixed; }
 
 template <class F>
 struct Line {
@@ -162,8 +185,15 @@ SNN_HD Pieces pieces(F row, F after, const Interval<F>& bounds, const Neuron<F>&
           fires(bounds.upper, n)};
 }
 
+// The largest magnitude of the state that a membrane was charged from, by that of the step before.
+template <class F>
+SNN_HD double state_before(const Interval<F>& v, const Neuron<F>& n) {
+  const double low = v.lower, high = v.upper, threshold = n.threshold, v_reset = n.v_reset;
+  return greater(std::abs(low), std::abs(high)) + (threshold + std::abs(v_reset));
+}
+
 // A line in the membrane, below both of its pieces.
-//   before  the largest magnitude of the state that the membrane was charged from
+//   before  see state_before; at the first step the magnitude of what it starts from
 //   given   the slope, for Slope::kGiven, or the share, for Slope::kMixed
 // In double: a slope is rounded to F once, and the intercept is that of the rounded slope.
 template <Reset kReset, Slope kSlope, class F>
@@ -191,9 +221,9 @@ SNN_HD Line<F> line_below(F row, F after, const Interval<F>& bounds, double befo
     const double jump = kReset == Reset::kHard
                             ? p.constant - p.on_state * (p.on_state > 0.0 ? p.low : p.threshold)
                             : p.constant;
-    const double up = above >= below ? jump / above : 0.0;
-    const double down = above >= below ? 0.0 : jump / below;
-    line = (jump > 0.0 ? up : (jump < 0.0 ? down : 0.0)) + p.fired_slope;
+    const bool wide = above >= below;
+    const double steep = jump / (wide ? above : below);
+    line = ((wide ? jump : -jump) > 0.0 ? steep : 0.0) + p.fired_slope;
   } else {
     line = given;
   }
@@ -310,6 +340,25 @@ SNN_HD LineGradient line_gradient(double g_line, double g_bias, F row, F after, 
     }
   }
   return {constant, on_next + on_state * decay, low, high, on_state * next, threshold, of_given};
+}
+
+// The line of the first step, at the state that it starts from: adds to a bias, or, given dL/dbias,
+// to gradients, and gives dL/dline.
+template <Reset kReset, class F>
+SNN_HD void add_start(F line, F v_init, const Neuron<F>& n, double& bias) {
+  const double first = line, start = v_init, decay = n.decay, threshold = n.threshold;
+  bias += first * (decay * start);
+  if constexpr (kReset == Reset::kDelayedSoft) bias -= fires(v_init, n) ? first * threshold : 0.0;
+}
+
+template <Reset kReset, class F>
+SNN_HD double line_start_gradient(double g_bias, F line, F v_init, const Neuron<F>& n,
+                                  double& g_decay, double& g_threshold) {
+  const double first = line, start = v_init, decay = n.decay, threshold = n.threshold;
+  const double owed = kReset == Reset::kDelayedSoft && fires(v_init, n) ? g_bias : 0.0;
+  g_decay += g_bias * first * start;
+  g_threshold -= owed * first;
+  return g_bias * decay * start - owed * threshold;
 }
 
 // Calls f with the slope as a constant.

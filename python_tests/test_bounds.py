@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
 
+from python_tests import helpers
 from python_tests.helpers import (
     COMPILED,
     LAYOUTS,
@@ -24,14 +25,13 @@ from python_tests.helpers import (
     laid_out,
     random,
 )
-from snnkern import _load, functional, reference
+from snnkern import functional, reference
 from snnkern.functional import lif
 from snnkern.surrogate import ATan, Rate, SpikeTime, Surrogate
 
 # Called with unpacked and with wrong arguments, which mypy could not follow.
-interval_lif: Any = functional.interval_lif
-relax_lif: Any = functional.relax_lif
-compiled = pytest.mark.skipif(_load.build_info is None, reason="no compiled kernels")
+interval_lif: Any = helpers.interval_lif
+relax_lif: Any = helpers.relax_lif
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -79,21 +79,30 @@ def chosen(slope: str, rows: Tensor, seed: int) -> dict[str, Any]:
 # Intervals
 
 
-@compiled
-@given(neurons((*DTYPES, torch.float16, torch.bfloat16)), st.sampled_from(LAYOUTS))
-@settings(max_examples=100)
-def test_intervals_of_the_kernel_are_those_of_the_reference(
-    options: dict[str, Any], layout: str
-) -> None:
+# Every backend there is, the reference first; the tests without an extension have it alone.
+EVERY = ("reference", *COMPILED)
+
+
+def compare_intervals(options: dict[str, Any], layout: str, backends: tuple[str, ...]) -> None:
+    """Of one case; the reference is one of the backends."""
     lower, upper = box(options.pop("seed"), layout, options.pop("dtype"))
     for wanted in (False, True):
         results = [
             interval_lif(lower, upper, **options, return_membranes=wanted, backend=backend)
-            for backend in ("reference", "cpu")
+            for backend in backends
         ]
-        for expected, actual in zip(*results, strict=True):
-            assert_same_bits(actual, expected)
-            assert actual.stride() == expected.stride()
+        for expected, *others in zip(*results, strict=True):
+            for actual in others:
+                assert_same_bits(actual, expected)
+                assert actual.stride() == expected.stride()
+
+
+@given(neurons((*DTYPES, torch.float16, torch.bfloat16)), st.sampled_from(LAYOUTS))
+@settings(max_examples=100)
+def test_intervals_of_the_kernels_are_those_of_the_reference(
+    options: dict[str, Any], layout: str
+) -> None:
+    compare_intervals(options, layout, EVERY)
 
 
 @given(neurons())
@@ -205,24 +214,21 @@ def test_gradients_of_intervals_are_those_of_autograd(
         assert_within(a, e, 1e-12 * (1 + e.abs().max().item()))
 
 
-@compiled
-@given(
-    neurons((*DTYPES, torch.bfloat16)),
-    st.sampled_from(POINTWISE),
-    st.sampled_from(LAYOUTS),
-    st.booleans(),
-)
-@settings(max_examples=80)
-def test_gradients_of_the_kernel_are_those_of_the_reference(
-    options: dict[str, Any], surrogate: Surrogate, layout: str, membranes: bool
+def compare_gradients_of_intervals(
+    options: dict[str, Any],
+    surrogate: Surrogate,
+    layout: str,
+    membranes: bool,
+    backends: tuple[str, ...],
 ) -> None:
+    """Of one case; the reference is one of the backends."""
     dtype = options.pop("dtype")
     lower, upper = box(options.pop("seed"), layout, dtype)
     state = reference.state_dtype(dtype)
     parameters = [torch.as_tensor(options.pop(n), dtype=state) for n in ("leak", "threshold")]
     inputs = [t.detach().requires_grad_() for t in (lower, upper, *parameters)]
     results = []
-    for backend in ("reference", "cpu"):
+    for backend in backends:
         outputs = interval_lif(
             *inputs,
             **options,
@@ -235,8 +241,22 @@ def test_gradients_of_the_kernel_are_those_of_the_reference(
         ]
         results.append(torch.autograd.grad(outputs, inputs, grads))
     allowed = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-2}[dtype]
-    for expected, actual in zip(*results, strict=True):
-        assert_within(actual, expected, allowed * (1 + expected.abs().max().item()))
+    for expected, *others in zip(*results, strict=True):
+        for actual in others:
+            assert_within(actual, expected, allowed * (1 + expected.abs().max().item()))
+
+
+@given(
+    neurons((*DTYPES, torch.bfloat16)),
+    st.sampled_from(POINTWISE),
+    st.sampled_from(LAYOUTS),
+    st.booleans(),
+)
+@settings(max_examples=80)
+def test_gradients_of_the_kernels_are_those_of_the_reference(
+    options: dict[str, Any], surrogate: Surrogate, layout: str, membranes: bool
+) -> None:
+    compare_gradients_of_intervals(options, surrogate, layout, membranes, EVERY)
 
 
 def test_gradients_of_a_delayed_reset_by_hand() -> None:
@@ -264,27 +284,29 @@ def rows_like(lower: Tensor, count: int, seed: int) -> Tensor:
     return random(count, *lower.shape, seed=seed, dtype=lower.dtype)
 
 
-@compiled
-@given(neurons(), st.sampled_from(LAYOUTS), st.sampled_from(SLOPES))
-@settings(max_examples=120)
-def test_lines_of_the_kernel_are_those_of_the_reference(
-    options: dict[str, Any], layout: str, slope: str
+def compare_lines(
+    options: dict[str, Any], layout: str, slope: str, backends: tuple[str, ...]
 ) -> None:
-    seed = options.pop("seed")
-    lower, upper = box(seed, layout, options.pop("dtype"))
-    *_, low, high = interval_lif(lower, upper, **options, return_membranes=True)
-    rows = rows_like(lower, 3, seed)
-    choice = chosen(slope, rows, seed + 1)
-    if seed % 2:
-        choice["after"] = random(3, 2, 3, 4, seed=seed + 2, dtype=rows.dtype)
+    """Of one case; the reference is one of the backends."""
+    options, choice, (low, high) = membranes_and_choice(options, slope, layout)
+    rows = rows_like(low, 3, 5)
     for stacked in (rows, rows.transpose(0, 1).contiguous().transpose(0, 1)):
         results = [
             relax_lif(stacked, low, high, **options, **choice, backend=backend)
-            for backend in ("reference", "cpu")
+            for backend in backends
         ]
-        for expected, actual in zip(*results, strict=True):
-            assert_same_bits(actual, expected)
-            assert actual.stride() == expected.stride()
+        for expected, *others in zip(*results, strict=True):
+            for actual in others:
+                assert_same_bits(actual, expected)
+                assert actual.stride() == expected.stride()
+
+
+@given(neurons(), st.sampled_from(LAYOUTS), st.sampled_from(SLOPES))
+@settings(max_examples=120)
+def test_lines_of_the_kernels_are_those_of_the_reference(
+    options: dict[str, Any], layout: str, slope: str
+) -> None:
+    compare_lines(options, layout, slope, EVERY)
 
 
 def excess_of_lines(options: dict[str, Any], slope: str, samples: int = 40) -> float:
@@ -484,7 +506,7 @@ def test_gradients_of_lines_are_those_of_autograd(options: dict[str, Any], slope
         )
 
     run = gradients_of_lines(*case)
-    for backend in ("reference", "cpu"):
+    for backend in EVERY:
         for expected, actual in zip(
             run(composed), run(partial(relax_lif, backend=backend)), strict=True
         ):
@@ -492,17 +514,21 @@ def test_gradients_of_lines_are_those_of_autograd(options: dict[str, Any], slope
                 assert_within(a, e, 1e-9 * (1 + e.abs().max().item()))
 
 
+def compare_gradients_of_lines(case: Any, backends: tuple[str, ...]) -> None:
+    """Of one case; the reference is one of the backends."""
+    run = gradients_of_lines(*case)
+    results = [run(partial(relax_lif, backend=backend)) for backend in backends]
+    for expected, *others in zip(*([*both[0], *both[1]] for both in results), strict=True):
+        for actual in others:
+            assert_within(actual, expected, 1e-6 * (1 + expected.abs().max().item()))
+
+
 @given(neurons((torch.float32,)), st.sampled_from(SLOPES), st.sampled_from(LAYOUTS))
 @settings(max_examples=60)
 def test_gradients_of_lines_of_the_kernels_are_those_of_the_reference(
     options: dict[str, Any], slope: str, layout: str
 ) -> None:
-    run = gradients_of_lines(*membranes_and_choice(options, slope, layout))
-    expected = run(partial(relax_lif, backend="reference"))
-    for backend in ("cpu",):
-        for wanted, found in zip(expected, run(partial(relax_lif, backend=backend)), strict=True):
-            for e, a in zip(wanted, found, strict=True):
-                assert_within(a, e, 1e-6 * (1 + e.abs().max().item()))
+    compare_gradients_of_lines(membranes_and_choice(options, slope, layout), EVERY)
 
 
 # The checks notice broken lines
@@ -539,7 +565,7 @@ def test_the_search_finds_broken_lines(
     broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch)
-    monkeypatch.setattr(functional, "_bounds_overload", lambda *_: "reference")
+    monkeypatch.setattr(functional, "_overload", lambda *_: "reference")
     cases = (
         {
             "leak": 0.9,
@@ -608,8 +634,6 @@ ROWS = torch.zeros(2, 2, 1, 3)
         (lambda: interval_lif(X, X, surrogate=Rate()), ValueError, "surrogate is Rate"),
         (lambda: interval_lif(X, X, surrogate=SpikeTime()), ValueError, "surrogate is SpikeTime"),
         (lambda: interval_lif(X, X, surrogate=[ATan()]), ValueError, "of the membrane alone"),
-        (lambda: interval_lif(X, X, backend="triton"), ValueError, "no kernel for a GPU yet"),
-        (lambda: interval_lif(X, X, backend="cuda"), ValueError, "no kernel for a GPU yet"),
         (lambda: relax_lif(ROWS, X.half(), X.half()), TypeError, "v_lower has dtype"),
         (lambda: relax_lif(ROWS.double(), X, X), TypeError, "rows is torch.float64"),
         (lambda: relax_lif(ROWS[0], X, X), ValueError, r"expected \['R', 2, 1, 3\]"),

@@ -2,8 +2,7 @@
 
 Every op exists three times with one schema: the default overload, for which the dispatcher picks
 the compiled kernel of the tensor's device and, where there is none, the reference; ``.reference``;
-and ``.triton``, which torch.compile looks through to the kernels. Those of certification have no
-Triton kernel and no such overload.
+and ``.triton``, which torch.compile looks through to the kernels.
 """
 
 from __future__ import annotations
@@ -70,13 +69,6 @@ SCHEMAS = {
     "bool parameter_gradients) -> (Tensor grad_rows, Tensor grad_v_lower, Tensor grad_v_upper, "
     "Tensor grad_decay, Tensor grad_threshold, Tensor grad_slopes, Tensor grad_after)",
 }
-# Compiled for the CPU; on a GPU the reference runs.
-WITHOUT_GPU_KERNEL = (
-    "interval_lif_forward",
-    "interval_lif_backward",
-    "relax_lif",
-    "relax_lif_backward",
-)
 OVERLOADS = ("", ".reference", ".triton")
 
 
@@ -297,7 +289,7 @@ def _trace_triton(name: str) -> Callable[..., Any]:
 
 
 for _name, _schema in SCHEMAS.items():
-    for _overload in OVERLOADS[: 2 if _name in WITHOUT_GPU_KERNEL else 3]:
+    for _overload in OVERLOADS:
         _qualified = f"snnkern::{_name}{_overload}"
         torch.library.define(_qualified, _schema, tags=(torch.Tag.flexible_layout,))
         if _overload == ".triton":
@@ -311,6 +303,5 @@ for _name, _schema in SCHEMAS.items():
         if not _name.endswith("_"):  # an op in place has no formula to refuse by
             torch.library.register_autograd(_qualified, _refuse_to_differentiate(_name))
     # On a GPU the compiled kernels serve backend=None, and Triton where there are none.
-    has_triton = _triton.INSTALLED and _name not in WITHOUT_GPU_KERNEL
-    if torch.version.cuda is not None and not _load.has_cuda and has_triton:
+    if torch.version.cuda is not None and not _load.has_cuda and _triton.INSTALLED:
         torch.library.impl(f"snnkern::{_name}", "cuda", _run_triton(_name))

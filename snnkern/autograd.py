@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnkern import reference
@@ -891,3 +892,62 @@ class RelaxLIF(torch.autograd.Function):
         given = (*config[:-1], slopes, after, wanted)
         gradients = _run(op, *grads, rows, lines, *neurons, *given)
         return (*(g if need else None for g, need in zip(gradients, needs, strict=False)), None)
+
+
+class TransposedConv2d(torch.autograd.Function):
+    """What weights of a convolution's output make weights of its input, and of its bias.
+
+    As ``torch.nn.grad.conv2d_input``, and the weighted sum of the bias with it: by themselves two
+    gradients of the size of the output would be added up. A convolution of few channels is one
+    product of matrices, which is several times faster than oneDNN's.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shape: torch.Size,
+        geometry: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor]:
+        """Weights ``[B, C, H, W]`` of the input, of that shape, and constants ``[B]``."""
+        ctx.save_for_backward(rows, weight, bias)
+        ctx.geometry = geometry
+        constants = rows.new_zeros(len(rows))
+        if bias is not None:
+            constants = rows.sum((2, 3)) @ bias
+        stride, padding, dilation, groups = geometry
+        few = weight[0].numel() < len(weight) and groups == 1
+        ctx.patches = (weight.shape[2:], dilation, padding, stride) if few else None
+        if ctx.patches is not None:
+            products = weight.flatten(1).T @ rows.flatten(2)
+            return F.fold(products, shape[2:], *ctx.patches), constants
+        return conv2d_input(shape, weight, rows, *geometry), constants
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[misc, untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what is weighed, of the weight and of the bias."""
+        rows, weight, bias = ctx.saved_tensors
+        of_weights, of_constants = grads
+        needs = ctx.needs_input_grad
+        of_rows = of_weight = of_bias = None
+        patches = None
+        if ctx.patches is not None:
+            patches = F.unfold(of_weights, *ctx.patches)
+        if needs[0]:
+            if patches is not None:
+                of_rows = (weight.flatten(1) @ patches).view(rows.shape)
+            else:
+                of_rows = F.conv2d(of_weights, weight, None, *ctx.geometry)
+            if bias is not None:
+                of_rows.addcmul_(of_constants[:, None, None, None], bias[:, None, None])
+        if needs[1]:
+            if patches is not None:
+                of_weight = (rows.flatten(2) @ patches.mT).sum(0).view(weight.shape)
+            else:
+                of_weight = conv2d_weight(of_weights, weight.shape, rows, *ctx.geometry)
+        if needs[2]:
+            of_bias = of_constants @ rows.sum((2, 3))
+        return of_rows, of_weight, of_bias, None, None

@@ -20,14 +20,14 @@ from snnkern._layout import step_strides
 from snnkern.autograd import (
     IntervalConfig,
     IntervalLIF,
-    RelaxConfig,
-    RelaxLIF,
     KernelRateCode,
     LIFConfig,
     LIFFunction,
     NormConfig,
     NormLIFFunction,
     RateCode,
+    RelaxConfig,
+    RelaxLIF,
 )
 from snnkern.reference import RATE
 from snnkern.surrogate import HART, KINDS, RGA, NotPointwise, SpikeTime, Surrogate, Triangle
@@ -705,15 +705,6 @@ def unpack_spikes(
 Slope = Literal["edge", "paper"]
 
 
-def _bounds_overload(backend: Backend | None, x: Tensor) -> str:
-    if backend not in (None, "reference", "cpu"):
-        raise ValueError(
-            f"backend is {backend!r}, expected None, 'reference' or 'cpu': bounds have no kernel "
-            "for a GPU yet, where backend=None takes the reference"
-        )
-    return _overload(backend, x)
-
-
 def _bounded_neurons(
     x: Tensor,
     leak: float | Tensor,
@@ -788,8 +779,7 @@ def interval_lif(
         surrogate: the derivative of a spike, at either end of the membrane. Of the reset, what was
             selected is differentiated, and what selected it is not, as in the paper's code.
         return_membranes: also give the bounds of the membranes before reset.
-        backend: ``"reference"`` or ``"cpu"``; None takes the reference on a GPU, for which there is
-            no kernel yet.
+        backend: see ``lif``.
 
     Returns:
         Lower and upper spikes, 0 or 1, of the shape, dtype and layout of ``lower``; with
@@ -806,7 +796,7 @@ def interval_lif(
     )
     if not isinstance(surrogate, Surrogate) or isinstance(surrogate, NotPointwise | SpikeTime):
         raise ValueError(f"surrogate is {surrogate!r}, expected a function of the membrane alone")
-    overload = _bounds_overload(backend, lower)
+    overload = _overload(backend, lower)
     config = IntervalConfig(
         start,
         kind_of_reset,
@@ -904,7 +894,7 @@ def relax_lif(
         kind = reference.MIXED
     else:
         kind = reference.GIVEN if slopes is not None else reference.SLOPES.index(str(slope))
-    config = RelaxConfig(*neurons[2:], kind, _bounds_overload(backend, v_lower))
+    config = RelaxConfig(*neurons[2:], kind, _overload(backend, v_lower))
     tensors = (rows, v_lower, v_upper, *neurons[:2], slopes, after)
     result: tuple[Tensor, Tensor] = RelaxLIF.apply(*tensors, config)
     return result

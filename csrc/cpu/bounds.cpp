@@ -75,12 +75,8 @@ SNN_CLONES void interval_gradient_row(std::int64_t n, const Neurons<F, kUniform>
     const EndGradient<F> ends[2] = {step.lower, step.upper};
     for (int end = 0; end < 2; ++end) {
       const F v = rows.v[end][i];
-      F g = rows.g[end][i];
-      decay += g * ends[end].decay;
-      threshold += g * ends[end].threshold;
-      const F through_spike = rows.grad_spikes[end][i] * (derivative(z(v)) * z.scale);
-      threshold -= through_spike * z.minus_dthreshold(v);
-      g = g * ends[end].v + through_spike;
+      F g = end_gradient(rows.g[end][i], ends[end], v, rows.grad_spikes[end][i],
+                         derivative(z(v)) * z.scale, z, decay, threshold);
       if (rows.grad_v[end]) g += rows.grad_v[end][i];
       rows.g[end][i] = g;
     }
@@ -101,34 +97,19 @@ struct LineRows {
 template <Reset kReset, Slope kSlope, bool kUniform, class F>
 SNN_CLONES void line_row(std::int64_t n, const Neurons<F, kUniform> neurons, F v_init,
                          const LineRows<F> rows) {
+  const Neuron<F> first = neurons[0];
+#pragma GCC ivdep  // so many rows that the compiler does not check whether they overlap
   for (std::int64_t i = 0; i < n; ++i) {
-    const Neuron<F> neuron = neurons[i];
+    const Neuron<F> neuron = kUniform ? first : neurons[i];
     double before = std::abs(static_cast<double>(v_init));
     if (rows.before_lower) {
-      before =
-          greater(std::abs(static_cast<double>(rows.before_lower[i])),
-                  std::abs(static_cast<double>(rows.before_upper[i]))) +
-          (static_cast<double>(neuron.threshold) + std::abs(static_cast<double>(neuron.v_reset)));
+      before = state_before(Interval<F>{rows.before_lower[i], rows.before_upper[i]}, neuron);
     }
     const Line<F> line = line_below<kReset, kSlope>(
         rows.weights[i], rows.after[i], Interval<F>{rows.v_lower[i], rows.v_upper[i]}, before,
-        kSlope == Slope::kGiven || kSlope == Slope::kMixed ? rows.slopes[i] : F(0), neuron);
+        is_given(kSlope) ? rows.slopes[i] : F(0), neuron);
     rows.lines[i] = line.slope;
     rows.bias[i] += line.intercept;
-  }
-}
-
-// What is left below the first step, whose state is given.
-template <Reset kReset, bool kUniform, class F>
-void start_row(std::int64_t n, const Neurons<F, kUniform> neurons, F v_init,
-               const F* __restrict lines, double* __restrict bias) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const Neuron<F> neuron = neurons[i];
-    const double first = lines[i];
-    bias[i] += first * (static_cast<double>(neuron.decay) * static_cast<double>(v_init));
-    if constexpr (kReset == Reset::kDelayedSoft) {
-      bias[i] -= fires(v_init, neuron) ? first * static_cast<double>(neuron.threshold) : 0.0;
-    }
   }
 }
 
@@ -144,7 +125,6 @@ struct LineGradientRows {
 template <Reset kReset, Slope kSlope, bool kUniform, class F>
 SNN_CLONES void line_gradient_row(std::int64_t n, const Neurons<F, kUniform> neurons,
                                   const LineGradientRows<F> rows) {
-  constexpr bool kGiven = kSlope == Slope::kGiven || kSlope == Slope::kMixed;
   const Neuron<F> first = neurons[0];
 #pragma GCC ivdep  // so many rows that the compiler does not check whether they overlap
   for (std::int64_t i = 0; i < n; ++i) {
@@ -152,33 +132,14 @@ SNN_CLONES void line_gradient_row(std::int64_t n, const Neurons<F, kUniform> neu
     const LineGradient g = line_gradient<kReset, kSlope>(
         static_cast<double>(rows.grad_lines[i]) + rows.g[i], rows.grad_bias[i], rows.weights[i],
         rows.after[i], rows.lines[i], Interval<F>{rows.v_lower[i], rows.v_upper[i]},
-        kGiven ? rows.slopes[i] : F(0), neuron);
+        is_given(kSlope) ? rows.slopes[i] : F(0), neuron);
     rows.grad_weights[i] = static_cast<F>(g.row);
-    if constexpr (kGiven) rows.grad_slopes[i] = static_cast<F>(g.given);
+    if constexpr (is_given(kSlope)) rows.grad_slopes[i] = static_cast<F>(g.given);
     rows.g[i] = g.after;
     rows.grad_lower[i] += g.lower;
     rows.grad_upper[i] += g.upper;
     rows.grad_decay[i] += g.decay;
     rows.grad_threshold[i] += g.threshold;
-  }
-}
-
-// Backward of start_row: what reaches the line of the first step.
-template <Reset kReset, bool kUniform, class F>
-void start_gradient_row(std::int64_t n, const Neurons<F, kUniform> neurons, F v_init,
-                        const F* __restrict lines, const double* __restrict grad_bias,
-                        double* __restrict g, double* __restrict grad_decay,
-                        double* __restrict grad_threshold) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const Neuron<F> neuron = neurons[i];
-    const double first = lines[i], start = v_init;
-    g[i] = grad_bias[i] * static_cast<double>(neuron.decay) * start;
-    grad_decay[i] += grad_bias[i] * first * start;
-    if constexpr (kReset == Reset::kDelayedSoft) {
-      const double owed = fires(v_init, neuron) ? grad_bias[i] : 0.0;
-      g[i] -= owed * static_cast<double>(neuron.threshold);
-      grad_threshold[i] -= owed * first;
-    }
   }
 }
 
@@ -281,10 +242,8 @@ void interval_backward(const IntervalBackward<F>& p, const Tiling& tiling, std::
             }
           });
           for (std::int64_t i = 0; i < n; ++i) {
-            const F g = u[0][i] + u[1][i];
-            grad_decay[i] += g * p.v_init;
-            // A delayed reset looks at the state that it starts from.
-            if (kReset == Reset::kDelayedSoft && fires(p.v_init, own[i])) grad_threshold[i] -= g;
+            start_gradient<kReset>(u[0][i] + u[1][i], p.v_init, own[i], grad_decay[i],
+                                   grad_threshold[i]);
           }
         });
     if (p.neuron_grad_decay) std::copy_n(grad_decay, n, p.neuron_grad_decay + begin);
@@ -321,7 +280,9 @@ void relax(const Relaxation<F>& p, const Tiling& tiling, std::int64_t first, std
                                        p.slopes ? p.slopes + at : nullptr, p.lines + at, bias});
                        after = p.lines + at;
                      }
-                     start_row<kReset>(n, own, p.v_init, after, bias);
+                     for (std::int64_t i = 0; i < n; ++i) {
+                       add_start<kReset>(after[i], p.v_init, own[i], bias[i]);
+                     }
                    });
                  });
   }
@@ -354,8 +315,10 @@ void relax_backward(const RelaxationBackward<F>& p, const Tiling& tiling, std::i
               upstream.data += row * p.bias_step;
               fill_row(upstream, begin, begin + n, grad_bias);
               const std::int64_t of_row = row * T * neurons + begin;
-              start_gradient_row<kReset>(n, own, p.v_init, p.lines + of_row, grad_bias, g,
-                                         grad_decay, grad_threshold);
+              for (std::int64_t i = 0; i < n; ++i) {
+                g[i] = line_start_gradient<kReset>(grad_bias[i], p.lines[of_row + i], p.v_init,
+                                                   own[i], grad_decay[i], grad_threshold[i]);
+              }
               const F* const last_step = p.after ? p.after + row * neurons + begin : nothing;
               for (std::int64_t t = 0; t < T; ++t) {
                 const std::int64_t at = of_row + t * neurons;
