@@ -103,40 +103,44 @@ SNN_HD void interval_back(const IntervalBackward<F>& p, F* membranes, bool align
                        });
   F g[kEnds][kCount] = {}, decay[kCount] = {}, threshold[kCount] = {};
   F x_next[kEnds][kCount] = {};
-  for (int t = T - 1; t >= 0; --t) {
-    F v[kEnds][kCount], gs[kEnds][kCount], x[kEnds][kCount], more[kEnds][kCount] = {};
-    for (int end = 0; end < kEnds; ++end) {
-      load_row<kOwn<F>>(place, v_of[end], t * p.shape.neurons, v[end]);
-      load_row<kDtype>(place, p.grad_spikes[end].data, t * p.grad_spikes[end].step, gs[end]);
-      load_row<kDtype>(place, p.x[end].data, t * p.x[end].step, x[end]);
-      if (p.grad_v[end].data) {
-        load_row<kOwn<F>>(place, p.grad_v[end].data, t * p.grad_v[end].step, more[end]);
+  with_surrogate<F>(p.surrogate.kind, p.surrogate.args, [&](const auto& derivative) {
+    for (int t = T - 1; t >= 0; --t) {
+      F v[kEnds][kCount], gs[kEnds][kCount], x[kEnds][kCount], more[kEnds][kCount] = {};
+#pragma unroll
+      for (int end = 0; end < kEnds; ++end) {
+        load_row<kOwn<F>>(place, v_of[end], t * p.shape.neurons, v[end]);
+        load_row<kDtype>(place, p.grad_spikes[end].data, t * p.grad_spikes[end].step, gs[end]);
+        load_row<kDtype>(place, p.x[end].data, t * p.x[end].step, x[end]);
+        if (p.grad_v[end].data) {
+          load_row<kOwn<F>>(place, p.grad_v[end].data, t * p.grad_v[end].step, more[end]);
+        }
       }
-    }
-    for (int i = 0; i < kCount; ++i) {
-      const Neuron<F>& n = neurons.neuron(i);
-      const auto z =
-          SurrogateArgument<F>::of(n.threshold, neurons.inverse(i), p.surrogate.normalized);
-      Transition<F> step{};
-      if (t + 1 < T) {
-        step = transition<kReset>(Interval<F>{v[0][i], v[1][i]},
-                                  Interval<F>{x_next[0][i], x_next[1][i]}, n);
-      }
-      const EndGradient<F> ends[kEnds] = {step.lower, step.upper};
-      with_surrogate<F>(p.surrogate.kind, p.surrogate.args, [&](const auto& derivative) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const Neuron<F>& n = neurons.neuron(i);
+        const auto z =
+            SurrogateArgument<F>::of(n.threshold, neurons.inverse(i), p.surrogate.normalized);
+        Transition<F> step{};
+        if (t + 1 < T) {
+          step = transition<kReset>(Interval<F>{v[0][i], v[1][i]},
+                                    Interval<F>{x_next[0][i], x_next[1][i]}, n);
+        }
+        const EndGradient<F> ends[kEnds] = {step.lower, step.upper};
+#pragma unroll
         for (int end = 0; end < kEnds; ++end) {
           const F ds_dv = derivative(z(v[end][i])) * z.scale;
           g[end][i] = end_gradient(g[end][i], ends[end], v[end][i], gs[end][i], ds_dv, z, decay[i],
                                    threshold[i]) +
                       more[end][i];
         }
-      });
+      }
+#pragma unroll
+      for (int end = 0; end < kEnds; ++end) {
+        store_row<kDtype>(place, g[end], p.grad_x[end], t * p.shape.neurons);
+        for (int i = 0; i < kCount; ++i) x_next[end][i] = x[end][i];
+      }
     }
-    for (int end = 0; end < kEnds; ++end) {
-      store_row<kDtype>(place, g[end], p.grad_x[end], t * p.shape.neurons);
-      for (int i = 0; i < kCount; ++i) x_next[end][i] = x[end][i];
-    }
-  }
+  });
   for (int i = 0; i < kCount; ++i) {
     start_gradient<kReset>(g[0][i] + g[1][i], p.v_init, neurons.neuron(i), decay[i], threshold[i]);
   }

@@ -437,6 +437,11 @@ def least_in_box(rows: Tensor, box: Interval, options: Options) -> Tensor:
             total = rows.abs().sum(1, keepdim=True, dtype=torch.float64)
             slack = timesteps * 2.0**-50 * _weigh(total, reach)
             rows = rows.sum(1, keepdim=True, dtype=torch.float64)
+    if not options.outward:
+        flat, (low, high) = rows.flatten(3), (end.to(rows.dtype).flatten(2) for end in box)
+        middle, width = ((high + side * low).expand(flat.shape[1:]) / 2 for side in (1, -1))
+        value = torch.einsum("rtnf,tnf->rn", flat, middle)
+        return (value - torch.einsum("rtnf,tnf->rn", flat.abs(), width)).double()
     low, high = (end.double().expand(rows.shape[1:]) for end in box)
     reach = reach.expand(rows.shape[1:])
     value = _weigh(rows, (low + high) / 2) - _weigh(rows.abs(), (high - low) / 2)
