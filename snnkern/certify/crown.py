@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from snnkern import functional, reference
-from snnkern.autograd import is_constant
+from snnkern.autograd import CHANNELS_LAST, is_constant
 from snnkern.certify import first, ibp, published
 from snnkern.nn import LIF, NormLIF, Residual, TimeDistributed
 from snnkern.reference import Interval
@@ -125,6 +125,8 @@ def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Op
     seen = box.map(lambda t: t[:timesteps])
     width = max(box.lower.numel(), after.lower.numel())
     if not options.outward:
+        if its.weighed is not None:  # whose rows have their channels last
+            after = after.map(_channels_last)
         summed = constant and options.once_over_time
         return Traced(after, _inexact(its, seen.lower, summed), width)
     with torch.no_grad():
@@ -149,6 +151,11 @@ def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Op
         return weights.view(*rows.shape[:3], *weights.shape[1:]), bias - slack
 
     return Traced(after, back, width)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    merged = x.flatten(0, 1).contiguous(memory_format=CHANNELS_LAST)
+    return merged.unflatten(0, x.shape[:2])
 
 
 def _inexact(its: ibp.Affine, x: Tensor, summed: bool) -> Backward:
