@@ -269,10 +269,10 @@ LineGradients relax_lif_backward_op(const Tensor& grad_lines, const Tensor& grad
   const Tensor of_bias = per_sample_or_neuron(grad_bias, layout, v_lower);
   const int64_t of_a_row = of_bias.numel() / rows.size(0);
   const bool per_neuron = of_bias.dim() > 2;
-  const Tensor none = nothing(given.dtype, v_lower);
+  const auto none = [&] { return nothing(given.dtype, v_lower); };
   const Tensor of_rows = given.empty();
-  const Tensor of_slopes = slopes ? given.empty() : none;
-  const Tensor of_after = after ? stacked(rows, layout, 1, given.dtype, v_lower, false) : none;
+  const Tensor of_slopes = slopes ? given.empty() : none();
+  const Tensor of_after = after ? stacked(rows, layout, 1, given.dtype, v_lower, false) : none();
   const Tensor of_low = layout.empty_steps(given.timesteps, given.dtype, v_lower);
   const Tensor of_high = layout.empty_steps(given.timesteps, given.dtype, v_lower);
   const auto like = [&](const Tensor& t) {

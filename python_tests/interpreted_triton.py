@@ -11,6 +11,7 @@ from torch.library import opcheck
 
 from python_tests import test_bounds, test_lif_options
 from python_tests.helpers import (
+    POINTWISE,
     RESETS,
     assert_same_bits,
     assert_within,
@@ -239,7 +240,7 @@ def test_bounds_are_those_of_the_reference(number: int) -> None:
     layout = ("contiguous", "channels_last", "padded", "batch_last", "constant")[number % 5]
     test_bounds.compare_intervals(dict(options), layout, OVERLOADS)
     test_bounds.compare_lines(dict(options), layout, slope, OVERLOADS)
-    surrogate = test_bounds.POINTWISE[number % len(test_bounds.POINTWISE)]
+    surrogate = POINTWISE[number % len(POINTWISE)]
     test_bounds.compare_gradients_of_intervals(
         dict(options), surrogate, layout, number % 2 == 0, OVERLOADS
     )

@@ -457,12 +457,14 @@ def gradients_of_lines(
 
     def run(function: Callable[..., Any]) -> tuple[list[Tensor], list[Tensor]]:
         leaves = {id(t): t.detach().clone().requires_grad_() for t in tensors}
+        every = list(leaves.values())
         swap = {k: leaves.get(id(v), v) for k, v in (options | choice).items()}
         swap |= dict(zip(("leak", "threshold"), (leaves[id(t)] for t in parameters), strict=True))
         lines, bias = function(*(leaves[id(t)] for t in (rows, low, high)), **swap)
         total = (upstream * lines).sum() + (of_bias * bias.flatten(2).sum(2)).sum()
-        per_neuron = torch.autograd.grad(bias.square().sum(), leaves.values(), retain_graph=True)
-        return list(torch.autograd.grad(total, leaves.values())), list(per_neuron)
+        weighed = (random(*bias.shape, seed=10, dtype=torch.float64) * bias).sum()
+        per_neuron = torch.autograd.grad(weighed, every, retain_graph=True)
+        return list(torch.autograd.grad(total, every)), list(per_neuron)
 
     return run
 

@@ -128,7 +128,11 @@ def test_training_bounds_differ_by_rounding_alone(name: str, slope: Any) -> None
 
 @pytest.mark.parametrize(
     ("channels", "geometry"),
-    [((1, 16), (2, 1, 1, 1)), ((1, 12), ((2, 1), (0, 1), (1, 2), 1)), ((4, 6), (2, 1, 1, 2))],
+    [
+        ((1, 16), ((2, 2), (1, 1), (1, 1), 1)),
+        ((1, 12), ((2, 1), (0, 1), (1, 2), 1)),
+        ((4, 6), ((2, 2), (1, 1), (1, 1), 2)),
+    ],
 )
 def test_transposed_convolutions(channels: tuple[int, int], geometry: tuple[Any, ...]) -> None:
     before, after = channels

@@ -932,7 +932,7 @@ class TransposedConv2d(torch.autograd.Function):
         return weights, constants
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc, untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of what is weighed, of the weight and of the bias."""
         rows, weight, bias = ctx.saved_tensors
