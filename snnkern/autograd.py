@@ -916,11 +916,12 @@ class TransposedConv2d(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Weights ``[B, C, H, W]`` of the input, of that shape, and constants ``[B]``."""
         rows = rows.contiguous(memory_format=CHANNELS_LAST)
-        ctx.save_for_backward(rows, weight, bias)
         ctx.geometry = geometry
-        constants = rows.new_zeros(len(rows))
+        constants, sums = rows.new_zeros(len(rows)), None
         if bias is not None:
-            constants = rows.sum((2, 3)) @ bias
+            sums = rows.sum((2, 3))
+            constants = sums @ bias
+        ctx.save_for_backward(rows, weight, bias, sums)
         stride, padding, dilation, groups = geometry
         few = weight[0].numel() < len(weight) and groups == 1
         ctx.patches = (weight.shape[2:], dilation, padding, stride) if few else None
@@ -935,7 +936,7 @@ class TransposedConv2d(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of what is weighed, of the weight and of the bias."""
-        rows, weight, bias = ctx.saved_tensors
+        rows, weight, bias, sums = ctx.saved_tensors
         of_weights = grads[0].contiguous(memory_format=CHANNELS_LAST)
         of_constants = grads[1]
         needs = ctx.needs_input_grad
@@ -959,7 +960,7 @@ class TransposedConv2d(torch.autograd.Function):
         if of_rows is not None and bias is not None:
             of_rows.addcmul_(of_constants[:, None, None, None], bias[:, None, None])
         if needs[2]:
-            of_bias = of_constants @ rows.sum((2, 3))
+            of_bias = of_constants @ sums
         return of_rows, of_weight, of_bias, None, None
 
 
