@@ -134,6 +134,8 @@ def run_every_kernel(dtype: torch.dtype, timesteps: int) -> None:
     ops.interval_lif_forward(x, x, *bounded, True)
     v = x.to(state)
     ops.interval_lif_backward(x, x, v, v, x, x, *bounded, 0, [1.0, 1.0], False, True)
+    if dtype != state:  # the others know no input
+        return
     rows = torch.empty(9, *v.shape, dtype=state, device="meta")
     bias = torch.empty(9, 4, 1, 1, 1, dtype=torch.float64, device="meta").expand(9, *v.shape[1:])
     ops.relax_lif(rows, v, v, *bounded, reference.EDGE, None, None)
@@ -146,7 +148,7 @@ def test_every_kernel_compiles_without_spills(
     launches: list[Any], dtype: torch.dtype, architecture: int, tmp_path: Path
 ) -> None:
     run_every_kernel(dtype, 8)
-    assert len(launches) == 13
+    assert len(launches) == (13 if dtype == torch.float32 else 11)
     for kernel, arguments in launches:
         binary = compiled(kernel, arguments, architecture)
         code, usage = disassembled(binary.asm["cubin"], tmp_path)
