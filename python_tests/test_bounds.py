@@ -484,7 +484,7 @@ def membranes_and_choice(
 
 
 @given(neurons(), st.sampled_from(SLOPES))
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_gradients_of_lines_are_those_of_autograd(options: dict[str, Any], slope: str) -> None:
     # Quarters: no membrane is so close to the threshold that what is subtracted for rounding, which
     # is constant in the derivative, would be steep.
@@ -531,7 +531,7 @@ def compare_gradients_of_lines(case: Any, backends: tuple[str, ...]) -> None:
 
 
 @given(neurons((torch.float32,)), st.sampled_from(SLOPES), st.sampled_from(LAYOUTS))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_gradients_of_lines_of_the_kernels_are_those_of_the_reference(
     options: dict[str, Any], slope: str, layout: str
 ) -> None:
