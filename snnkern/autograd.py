@@ -942,14 +942,14 @@ class TransposedConv2d(torch.autograd.Function):
         needs = ctx.needs_input_grad
         of_rows = of_weight = of_bias = None
         if ctx.patches is not None:
-            patches = F.unfold(of_weights, *ctx.patches).mT.flatten(0, 1)
+            patches = F.unfold(of_weights, *ctx.patches)
             if needs[0]:
-                flat = patches @ weight.flatten(1).T
+                flat = patches.mT.flatten(0, 1) @ weight.flatten(1).T
                 batch, channels, height, width = rows.shape
                 of_rows = flat.view(batch, height, width, channels).movedim(-1, 1)
-            if needs[1]:
-                flat = rows.movedim(1, -1).flatten(0, 2)
-                of_weight = (flat.T @ patches).view(weight.shape)
+            if needs[1]:  # sample by sample: over all of them one sum would be too long to be fast
+                flat = patches.bmm(rows.movedim(1, -1).flatten(1, 2))
+                of_weight = flat.sum(0).T.reshape(weight.shape)
         else:
             if needs[0]:
                 of_rows = F.conv2d(of_weights, weight, None, *ctx.geometry)
