@@ -154,8 +154,10 @@ def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Op
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    merged = x.flatten(0, 1).contiguous(memory_format=CHANNELS_LAST)
-    return merged.unflatten(0, x.shape[:2])
+    """A box's end in another layout; what is constant in time stays so."""
+    steps = x[:1] if is_constant(x) else x
+    merged = steps.flatten(0, 1).contiguous(memory_format=CHANNELS_LAST)
+    return merged.view(*steps.shape[:2], *merged.shape[1:]).expand(x.shape)
 
 
 def _inexact(its: ibp.Affine, x: Tensor, summed: bool) -> Backward:
