@@ -1,5 +1,5 @@
 // The ops of certification for any device. A Device, as in lif_ops.h, runs the kernels:
-//   interval(p), interval_backward(p), relax(p)
+//   interval(p), interval_backward(p), relax(p), relax_backward(p)
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -153,6 +153,59 @@ inline Tensor stacked(const Tensor& rows, const StepLayout& layout, int64_t time
   return out;
 }
 
+// What relax_lif is given, in the layout of the membranes.
+struct StackedRows {
+  const Tensor& v_lower;
+  StepLayout layout;
+  int64_t timesteps;
+  ScalarType dtype;
+  Tensor low, high, weights;
+  OptionalTensor slopes, after;
+
+  StackedRows(const Tensor& rows, const Tensor& v_lower, const Tensor& v_upper, int64_t slope,
+              const OptionalTensor& slopes, const OptionalTensor& after)
+      : v_lower(v_lower),
+        layout(v_lower),
+        timesteps(v_lower.size(0)),
+        dtype(v_lower.scalar_type()),
+        low(layout.steps(v_lower)),
+        high(layout.steps(checked(v_upper, v_lower, layout))),
+        weights(like(rows, rows)) {
+    STD_TORCH_CHECK(slope >= 0 && slope <= static_cast<int64_t>(Slope::kMixed) &&
+                        (slope >= static_cast<int64_t>(Slope::kGiven)) == slopes.has_value(),
+                    "snnkern: unknown slope ", slope, ", or slopes that do not fit it");
+    if (slopes) this->slopes = like(*slopes, rows);
+    if (after) {
+      STD_TORCH_CHECK(after->scalar_type() == dtype && layout.has_shape_of(*after, 1) &&
+                          after->size(0) == rows.size(0),
+                      "snnkern: weights of the membrane after need the dtype and shape of a step "
+                      "of the rows");
+      this->after = stacked(torch::stable::unsqueeze(*after, 1), layout, 1, dtype, v_lower, true);
+    }
+  }
+
+  static const Tensor& checked(const Tensor& v_upper, const Tensor& v_lower,
+                               const StepLayout& layout) {
+    check_like(v_upper, v_lower, v_lower.scalar_type(), layout);
+    return v_upper;
+  }
+
+  // A tensor shaped like the rows.
+  Tensor like(const Tensor& t, const Tensor& rows) const {
+    STD_TORCH_CHECK(state_type_of(v_lower) == dtype && t.scalar_type() == dtype &&
+                        layout.has_shape_of(t, 2) && t.size(0) == rows.size(0) &&
+                        t.size(1) == timesteps,
+                    "snnkern: rows and slopes need the dtype and shape of the membranes, for every "
+                    "row");
+    return stacked(t, layout, timesteps, dtype, v_lower, true);
+  }
+
+  // An uninitialised one.
+  Tensor empty() const { return stacked(weights, layout, timesteps, dtype, v_lower, false); }
+
+  LifShape shape() const { return shape_of(v_lower, low, layout, timesteps); }
+};
+
 template <class Device>
 std::tuple<Tensor, Tensor> relax_lif_op(const Tensor& rows, const Tensor& v_lower,
                                         const Tensor& v_upper, const Tensor& decay,
@@ -160,47 +213,22 @@ std::tuple<Tensor, Tensor> relax_lif_op(const Tensor& rows, const Tensor& v_lowe
                                         double v_reset, bool strict, int64_t slope,
                                         const OptionalTensor& slopes, const OptionalTensor& after) {
   const Device device(v_lower);
-  const StepLayout layout(v_lower);
-  const ScalarType dtype = v_lower.scalar_type();
-  const int64_t timesteps = v_lower.size(0);
-  check_like(v_upper, v_lower, dtype, layout);
-  STD_TORCH_CHECK(state_type_of(v_lower) == dtype && rows.scalar_type() == dtype &&
-                      layout.has_shape_of(rows, 2) && rows.size(1) == timesteps,
-                  "snnkern: rows need the dtype and shape of the membranes, for every row");
-  STD_TORCH_CHECK(slope >= 0 && slope <= static_cast<int64_t>(Slope::kMixed) &&
-                      (slope >= static_cast<int64_t>(Slope::kGiven)) == slopes.has_value(),
-                  "snnkern: unknown slope ", slope, ", or slopes that do not fit it");
-  const Tensor low = layout.steps(v_lower), high = layout.steps(v_upper);
-  const Tensor weights = stacked(rows, layout, timesteps, dtype, v_lower, true);
-  OptionalTensor given;
-  if (slopes) {
-    STD_TORCH_CHECK(slopes->scalar_type() == dtype && layout.has_shape_of(*slopes, 2) &&
-                        slopes->size(0) == rows.size(0) && slopes->size(1) == timesteps,
-                    "snnkern: slopes need the dtype and shape of the rows");
-    given = stacked(*slopes, layout, timesteps, dtype, v_lower, true);
-  }
-  OptionalTensor final;
-  if (after) {
-    STD_TORCH_CHECK(after->scalar_type() == dtype && layout.has_shape_of(*after, 1) &&
-                        after->size(0) == rows.size(0),
-                    "snnkern: weights of the membrane after need the dtype and shape of a step of "
-                    "the rows");
-    final = stacked(torch::stable::unsqueeze(*after, 1), layout, 1, dtype, v_lower, true);
-  }
-  const Tensor lines = stacked(rows, layout, timesteps, dtype, v_lower, false);
+  const StackedRows given(rows, v_lower, v_upper, slope, slopes, after);
+  const StepLayout& layout = given.layout;
+  const Tensor lines = given.empty();
   const Tensor biases = stacked(rows, layout, 1, ScalarType::Double, v_lower, false);
   const Tensor bias = torch::stable::select(biases, 1, 0);
   with_state_type(dtype_of(v_lower), [&]<class F>(F) {
     device.relax(Relaxation<F>{
-        shape_of(v_lower, low, layout, timesteps),
+        given.shape(),
         bounded_dynamics<F>(decay, threshold, reset, v_reset, strict, layout, v_lower),
         static_cast<F>(v_init),
-        {steps_of(low), steps_of(high)},
+        {steps_of(given.low), steps_of(given.high)},
         rows.size(0),
         static_cast<Slope>(slope),
-        static_cast<const F*>(weights.const_data_ptr()),
-        data_or_null<F>(final),
-        data_or_null<F>(given),
+        static_cast<const F*>(given.weights.const_data_ptr()),
+        data_or_null<F>(given.after),
+        data_or_null<F>(given.slopes),
         static_cast<F*>(lines.mutable_data_ptr()),
         static_cast<double*>(biases.mutable_data_ptr()),
     });
@@ -208,11 +236,96 @@ std::tuple<Tensor, Tensor> relax_lif_op(const Tensor& rows, const Tensor& v_lowe
   return {lines, bias};
 }
 
+// Values per row and neuron [R, ...] as a parameter of the first row: one per sample where a sum
+// over neurons has expanded them, else one per neuron, in the layout.
+inline Tensor per_sample_or_neuron(const Tensor& t, const StepLayout& layout, const Tensor& like) {
+  bool expanded = t.dim() > 2;
+  for (int64_t d = 2; d < t.dim(); ++d) expanded = expanded && (t.size(d) == 1 || t.stride(d) == 0);
+  if (!expanded) {
+    return stacked(torch::stable::unsqueeze(t, 1), layout, 1, ScalarType::Double, like, true);
+  }
+  Tensor narrow = t;
+  for (int64_t d = 2; d < t.dim(); ++d) narrow = torch::stable::select(narrow, 2, 0);
+  return torch::stable::contiguous(narrow);
+}
+
+using LineGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Device>
+LineGradients relax_lif_backward_op(const Tensor& grad_lines, const Tensor& grad_bias,
+                                    const Tensor& rows, const Tensor& lines, const Tensor& v_lower,
+                                    const Tensor& v_upper, const Tensor& decay,
+                                    const Tensor& threshold, double v_init, int64_t reset,
+                                    double v_reset, bool strict, int64_t slope,
+                                    const OptionalTensor& slopes, const OptionalTensor& after,
+                                    bool parameter_gradients) {
+  const Device device(v_lower);
+  const StackedRows given(rows, v_lower, v_upper, slope, slopes, after);
+  const StepLayout& layout = given.layout;
+  STD_TORCH_CHECK(grad_bias.scalar_type() == ScalarType::Double &&
+                      layout.has_shape_of(grad_bias, 1) && grad_bias.size(0) == rows.size(0),
+                  "snnkern: the gradient of a bias needs its shape, in float64");
+  const Tensor line = given.like(lines, rows), of_lines = given.like(grad_lines, rows);
+  const Tensor of_bias = per_sample_or_neuron(grad_bias, layout, v_lower);
+  const int64_t of_a_row = of_bias.numel() / rows.size(0);
+  const bool per_neuron = of_bias.dim() > 2;
+  const auto none = [&] { return nothing(given.dtype, v_lower); };
+  const Tensor of_rows = given.empty();
+  const Tensor of_slopes = slopes ? given.empty() : none();
+  const Tensor of_after = after ? stacked(rows, layout, 1, given.dtype, v_lower, false) : none();
+  const Tensor of_low = layout.empty_steps(given.timesteps, given.dtype, v_lower);
+  const Tensor of_high = layout.empty_steps(given.timesteps, given.dtype, v_lower);
+  const auto like = [&](const Tensor& t) {
+    return parameter_gradients ? torch::stable::empty_like(t) : nothing(given.dtype, v_lower);
+  };
+  const Tensor of_decay = like(decay), of_threshold = like(threshold);
+  with_state_type(dtype_of(v_lower), [&]<class F>(F) {
+    const LifDynamics<F> dynamics =
+        bounded_dynamics<F>(decay, threshold, reset, v_reset, strict, layout, v_lower);
+    const Sums<F, Device> decays(device, dynamics.decay, parameter_gradients, layout, v_lower);
+    const Sums<F, Device> thresholds(device, dynamics.threshold, parameter_gradients, layout,
+                                     v_lower);
+    const auto data = [](const Tensor& t) { return static_cast<F*>(t.mutable_data_ptr()); };
+    device.relax_backward(RelaxationBackward<F>{
+        given.shape(),
+        dynamics,
+        static_cast<F>(v_init),
+        {steps_of(given.low), steps_of(given.high)},
+        rows.size(0),
+        static_cast<Slope>(slope),
+        static_cast<const F*>(given.weights.const_data_ptr()),
+        data_or_null<F>(given.after),
+        data_or_null<F>(given.slopes),
+        static_cast<const F*>(line.const_data_ptr()),
+        static_cast<const F*>(of_lines.const_data_ptr()),
+        {static_cast<const double*>(of_bias.const_data_ptr()), of_a_row,
+         per_neuron ? 1 : layout.sample_stride()},
+        of_a_row,
+        data(of_rows),
+        {data(of_low), data(of_high)},
+        data(of_slopes),
+        data(of_after),
+        decays.data(),
+        thresholds.data(),
+    });
+    decays.reduce_to(of_decay);
+    thresholds.reduce_to(of_threshold);
+  });
+  return {of_rows,
+          of_low,
+          of_high,
+          of_decay,
+          of_threshold,
+          of_slopes,
+          after ? torch::stable::select(of_after, 1, 0) : of_after};
+}
+
 template <class Device, class Library>
 void register_bounds(Library& m) {
   m.impl("interval_lif_forward", TORCH_BOX(&interval_lif_forward_op<Device>));
   m.impl("interval_lif_backward", TORCH_BOX(&interval_lif_backward_op<Device>));
   m.impl("relax_lif", TORCH_BOX(&relax_lif_op<Device>));
+  m.impl("relax_lif_backward", TORCH_BOX(&relax_lif_backward_op<Device>));
 }
 
 }  // namespace snnkern

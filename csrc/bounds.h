@@ -55,4 +55,27 @@ struct Relaxation {
   double* bias;      // [rows, neurons]
 };
 
+template <class F>
+struct RelaxationBackward {
+  LifShape shape;
+  LifDynamics<F> dynamics;
+  F v_init;
+  Steps v[2];  // of type F
+  std::int64_t rows;
+  Slope slope;
+  const F* weights;  // as in Relaxation, like these
+  const F* after;
+  const F* slopes;
+  const F* lines;
+  const F* grad_lines;          // [rows, timesteps, neurons]
+  Parameter<double> grad_bias;  // of the first row; of the others `bias_step` elements on
+  std::int64_t bias_step;
+  F* grad_weights;           // [rows, timesteps, neurons]
+  F* grad_v[2];              // [timesteps, neurons], summed over the rows
+  F* grad_slopes;            // like slopes
+  F* grad_after;             // like after
+  F* neuron_grad_decay;      // [neurons], or null: not wanted. Sums over rows and time
+  F* neuron_grad_threshold;  // [neurons], or null: not wanted
+};
+
 }  // namespace snnkern

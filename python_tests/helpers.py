@@ -94,6 +94,8 @@ lif = _everywhere("lif")
 norm_lif = _everywhere("norm_lif")
 pack_spikes = _everywhere("pack_spikes")
 unpack_spikes = _everywhere("unpack_spikes")
+interval_lif = _everywhere("interval_lif")
+relax_lif = _everywhere("relax_lif")
 
 
 def through(layer: torch.nn.Module, x: Tensor) -> Any:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from python_tests import test_lif_options
+from python_tests import test_bounds, test_lif_options
 from python_tests.helpers import (
+    POINTWISE,
+    RESETS,
     assert_same_bits,
     assert_within,
     laid_out,
@@ -212,3 +214,39 @@ def test_what_is_no_spike_is_named() -> None:
     spikes[2, 1, 30], spikes[3, 0, 0] = 0.5, 7.0
     with pytest.raises(ValueError, match=r"spikes has the value 0\.5, expected 0 and 1"):
         functional.pack_spikes(spikes, backend="triton")
+
+
+# Bounds.
+
+
+def bound_options(number: int) -> dict[str, Any]:
+    """Every reset with every slope; float32 and float64, one leak and one per channel."""
+    dtype = (torch.float32, torch.float64)[number // 2 % 2]
+    return {
+        "leak": torch.tensor([0.9, 0.5, 0.7], dtype=dtype) if number % 3 else 0.9,
+        "threshold": 0.5 if number % 3 else torch.tensor([0.5, 0.3, 0.7], dtype=dtype),
+        "reset": RESETS[number % 4],
+        "v_reset": (0.0, -0.3, 0.8)[number % 3],
+        "v_init": (0.0, 1.5)[number % 2],
+        "strict": number % 5 == 0,
+        "dtype": dtype,
+        "seed": number,
+    }
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_bounds_are_those_of_the_reference(number: int) -> None:
+    options, slope = bound_options(number), reference.SLOPES[number // 4]
+    layout = ("contiguous", "channels_last", "padded", "batch_last", "constant")[number % 5]
+    test_bounds.compare_intervals(dict(options), layout, OVERLOADS)
+    test_bounds.compare_lines(dict(options), layout, slope, OVERLOADS)
+    surrogate = POINTWISE[number % len(POINTWISE)]
+    test_bounds.compare_gradients_of_intervals(
+        dict(options), surrogate, layout, number % 2 == 0, OVERLOADS
+    )
+    case = test_bounds.membranes_and_choice(options, slope, layout)
+    test_bounds.compare_gradients_of_lines(case, OVERLOADS)
+
+
+def test_opcheck_of_bounds() -> None:
+    test_bounds.test_opcheck("triton", "channels_last")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
 
+from python_tests import helpers
 from python_tests.helpers import (
+    COMPILED,
     LAYOUTS,
     POINTWISE,
     RESETS,
@@ -22,14 +25,13 @@ from python_tests.helpers import (
     laid_out,
     random,
 )
-from snnkern import _load, functional, reference
+from snnkern import functional, reference
 from snnkern.functional import lif
 from snnkern.surrogate import ATan, Rate, SpikeTime, Surrogate
 
 # Called with unpacked and with wrong arguments, which mypy could not follow.
-interval_lif: Any = functional.interval_lif
-relax_lif: Any = functional.relax_lif
-compiled = pytest.mark.skipif(_load.build_info is None, reason="no compiled kernels")
+interval_lif: Any = helpers.interval_lif
+relax_lif: Any = helpers.relax_lif
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -77,21 +79,30 @@ def chosen(slope: str, rows: Tensor, seed: int) -> dict[str, Any]:
 # Intervals
 
 
-@compiled
-@given(neurons((*DTYPES, torch.float16, torch.bfloat16)), st.sampled_from(LAYOUTS))
-@settings(max_examples=100)
-def test_intervals_of_the_kernel_are_those_of_the_reference(
-    options: dict[str, Any], layout: str
-) -> None:
+# Every backend there is, the reference first; the tests without an extension have it alone.
+EVERY = ("reference", *COMPILED)
+
+
+def compare_intervals(options: dict[str, Any], layout: str, backends: tuple[str, ...]) -> None:
+    """Of one case; the reference is one of the backends."""
     lower, upper = box(options.pop("seed"), layout, options.pop("dtype"))
     for wanted in (False, True):
         results = [
             interval_lif(lower, upper, **options, return_membranes=wanted, backend=backend)
-            for backend in ("reference", "cpu")
+            for backend in backends
         ]
-        for expected, actual in zip(*results, strict=True):
-            assert_same_bits(actual, expected)
-            assert actual.stride() == expected.stride()
+        for expected, *others in zip(*results, strict=True):
+            for actual in others:
+                assert_same_bits(actual, expected)
+                assert actual.stride() == expected.stride()
+
+
+@given(neurons((*DTYPES, torch.float16, torch.bfloat16)), st.sampled_from(LAYOUTS))
+@settings(max_examples=100)
+def test_intervals_of_the_kernels_are_those_of_the_reference(
+    options: dict[str, Any], layout: str
+) -> None:
+    compare_intervals(options, layout, EVERY)
 
 
 @given(neurons())
@@ -203,24 +214,21 @@ def test_gradients_of_intervals_are_those_of_autograd(
         assert_within(a, e, 1e-12 * (1 + e.abs().max().item()))
 
 
-@compiled
-@given(
-    neurons((*DTYPES, torch.bfloat16)),
-    st.sampled_from(POINTWISE),
-    st.sampled_from(LAYOUTS),
-    st.booleans(),
-)
-@settings(max_examples=80)
-def test_gradients_of_the_kernel_are_those_of_the_reference(
-    options: dict[str, Any], surrogate: Surrogate, layout: str, membranes: bool
+def compare_gradients_of_intervals(
+    options: dict[str, Any],
+    surrogate: Surrogate,
+    layout: str,
+    membranes: bool,
+    backends: tuple[str, ...],
 ) -> None:
+    """Of one case; the reference is one of the backends."""
     dtype = options.pop("dtype")
     lower, upper = box(options.pop("seed"), layout, dtype)
     state = reference.state_dtype(dtype)
     parameters = [torch.as_tensor(options.pop(n), dtype=state) for n in ("leak", "threshold")]
     inputs = [t.detach().requires_grad_() for t in (lower, upper, *parameters)]
     results = []
-    for backend in ("reference", "cpu"):
+    for backend in backends:
         outputs = interval_lif(
             *inputs,
             **options,
@@ -233,8 +241,22 @@ def test_gradients_of_the_kernel_are_those_of_the_reference(
         ]
         results.append(torch.autograd.grad(outputs, inputs, grads))
     allowed = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-2}[dtype]
-    for expected, actual in zip(*results, strict=True):
-        assert_within(actual, expected, allowed * (1 + expected.abs().max().item()))
+    for expected, *others in zip(*results, strict=True):
+        for actual in others:
+            assert_within(actual, expected, allowed * (1 + expected.abs().max().item()))
+
+
+@given(
+    neurons((*DTYPES, torch.bfloat16)),
+    st.sampled_from(POINTWISE),
+    st.sampled_from(LAYOUTS),
+    st.booleans(),
+)
+@settings(max_examples=80)
+def test_gradients_of_the_kernels_are_those_of_the_reference(
+    options: dict[str, Any], surrogate: Surrogate, layout: str, membranes: bool
+) -> None:
+    compare_gradients_of_intervals(options, surrogate, layout, membranes, EVERY)
 
 
 def test_gradients_of_a_delayed_reset_by_hand() -> None:
@@ -262,27 +284,29 @@ def rows_like(lower: Tensor, count: int, seed: int) -> Tensor:
     return random(count, *lower.shape, seed=seed, dtype=lower.dtype)
 
 
-@compiled
-@given(neurons(), st.sampled_from(LAYOUTS), st.sampled_from(SLOPES))
-@settings(max_examples=120)
-def test_lines_of_the_kernel_are_those_of_the_reference(
-    options: dict[str, Any], layout: str, slope: str
+def compare_lines(
+    options: dict[str, Any], layout: str, slope: str, backends: tuple[str, ...]
 ) -> None:
-    seed = options.pop("seed")
-    lower, upper = box(seed, layout, options.pop("dtype"))
-    *_, low, high = interval_lif(lower, upper, **options, return_membranes=True)
-    rows = rows_like(lower, 3, seed)
-    choice = chosen(slope, rows, seed + 1)
-    if seed % 2:
-        choice["after"] = random(3, 2, 3, 4, seed=seed + 2, dtype=rows.dtype)
+    """Of one case; the reference is one of the backends."""
+    options, choice, (low, high) = membranes_and_choice(options, slope, layout)
+    rows = rows_like(low, 3, 5)
     for stacked in (rows, rows.transpose(0, 1).contiguous().transpose(0, 1)):
         results = [
             relax_lif(stacked, low, high, **options, **choice, backend=backend)
-            for backend in ("reference", "cpu")
+            for backend in backends
         ]
-        for expected, actual in zip(*results, strict=True):
-            assert_same_bits(actual, expected)
-            assert actual.stride() == expected.stride()
+        for expected, *others in zip(*results, strict=True):
+            for actual in others:
+                assert_same_bits(actual, expected)
+                assert actual.stride() == expected.stride()
+
+
+@given(neurons(), st.sampled_from(LAYOUTS), st.sampled_from(SLOPES))
+@settings(max_examples=120)
+def test_lines_of_the_kernels_are_those_of_the_reference(
+    options: dict[str, Any], layout: str, slope: str
+) -> None:
+    compare_lines(options, layout, slope, EVERY)
 
 
 def excess_of_lines(options: dict[str, Any], slope: str, samples: int = 40) -> float:
@@ -417,6 +441,103 @@ def test_shares_and_gradients_of_lines() -> None:
         assert_same_bits(actual.detach(), wanted)
 
 
+def gradients_of_lines(
+    options: dict[str, Any], choice: dict[str, Any], box_of_membranes: tuple[Tensor, Tensor]
+) -> Callable[[Callable[..., Any]], tuple[list[Tensor], list[Tensor]]]:
+    """What a function makes of one drawn case: gradients, and what they may be off by at 1."""
+    low, high = box_of_membranes
+    rows = rows_like(low, 3, 5)
+    parameters = [
+        torch.as_tensor(options[name], dtype=low.dtype).clone() for name in ("leak", "threshold")
+    ]
+    given = [choice[name] for name in ("slope", "mix", "after") if name in choice]
+    tensors = [t for t in (rows, low, high, *parameters, *given) if isinstance(t, Tensor)]
+    upstream = random(*rows.shape, seed=8, dtype=rows.dtype)
+    of_bias = random(3, low.shape[1], seed=9, dtype=torch.float64)
+
+    def run(function: Callable[..., Any]) -> tuple[list[Tensor], list[Tensor]]:
+        leaves = {id(t): t.detach().clone().requires_grad_() for t in tensors}
+        every = list(leaves.values())
+        swap = {k: leaves.get(id(v), v) for k, v in (options | choice).items()}
+        swap |= dict(zip(("leak", "threshold"), (leaves[id(t)] for t in parameters), strict=True))
+        lines, bias = function(*(leaves[id(t)] for t in (rows, low, high)), **swap)
+        total = (upstream * lines).sum() + (of_bias * bias.flatten(2).sum(2)).sum()
+        weighed = (random(*bias.shape, seed=10, dtype=torch.float64) * bias).sum()
+        per_neuron = torch.autograd.grad(weighed, every, retain_graph=True)
+        return list(torch.autograd.grad(total, every)), list(per_neuron)
+
+    return run
+
+
+def membranes_and_choice(
+    options: dict[str, Any], slope: str, layout: str = "contiguous"
+) -> tuple[dict[str, Any], dict[str, Any], tuple[Tensor, Tensor]]:
+    options = dict(options)
+    seed = options.pop("seed")
+    lower, upper = box(seed, layout, options.pop("dtype"))
+    *_, low, high = interval_lif(lower, upper, **options, return_membranes=True)
+    rows = rows_like(low, 3, seed)
+    choice = chosen(slope, rows, seed + 1)
+    if seed % 2:
+        choice["after"] = random(3, 2, 3, 4, seed=seed + 2, dtype=rows.dtype)
+    return options, choice, (low, high)
+
+
+@given(neurons(), st.sampled_from(SLOPES))
+@settings(max_examples=40)
+def test_gradients_of_lines_are_those_of_autograd(options: dict[str, Any], slope: str) -> None:
+    # Quarters: no membrane is so close to the threshold that what is subtracted for rounding, which
+    # is constant in the derivative, would be steep.
+    for name in ("leak", "threshold", "v_reset", "v_init"):
+        options[name] = (4 * torch.as_tensor(options[name]).double()).round() / 4
+        if options[name].dim() == 0:
+            options[name] = options[name].item()
+    case = membranes_and_choice(options | {"dtype": torch.float64}, slope)
+
+    def composed(rows: Tensor, low: Tensor, high: Tensor, **given: Any) -> Any:
+        slopes = given.get("mix", given.get("slope"))
+        kind = reference.SLOPES.index(slope)
+        return reference.relaxed(
+            rows,
+            low,
+            high,
+            given["leak"],
+            given["threshold"],
+            given["v_init"],
+            RESETS.index(given["reset"]),
+            given["v_reset"],
+            given["strict"],
+            kind,
+            slopes if isinstance(slopes, Tensor) else None,
+            given.get("after"),
+        )
+
+    run = gradients_of_lines(*case)
+    for backend in EVERY:
+        for expected, actual in zip(
+            run(composed), run(partial(relax_lif, backend=backend)), strict=True
+        ):
+            for e, a in zip(expected, actual, strict=True):
+                assert_within(a, e, 1e-9 * (1 + e.abs().max().item()))
+
+
+def compare_gradients_of_lines(case: Any, backends: tuple[str, ...]) -> None:
+    """Of one case; the reference is one of the backends."""
+    run = gradients_of_lines(*case)
+    results = [run(partial(relax_lif, backend=backend)) for backend in backends]
+    for expected, *others in zip(*([*both[0], *both[1]] for both in results), strict=True):
+        for actual in others:
+            assert_within(actual, expected, 1e-6 * (1 + expected.abs().max().item()))
+
+
+@given(neurons((torch.float32,)), st.sampled_from(SLOPES), st.sampled_from(LAYOUTS))
+@settings(max_examples=40)
+def test_gradients_of_lines_of_the_kernels_are_those_of_the_reference(
+    options: dict[str, Any], slope: str, layout: str
+) -> None:
+    compare_gradients_of_lines(membranes_and_choice(options, slope, layout), EVERY)
+
+
 # The checks notice broken lines
 
 
@@ -451,7 +572,7 @@ def test_the_search_finds_broken_lines(
     broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch)
-    monkeypatch.setattr(functional, "_bounds_overload", lambda *_: "reference")
+    monkeypatch.setattr(functional, "_overload", lambda *_: "reference")
     cases = (
         {
             "leak": 0.9,
@@ -487,7 +608,12 @@ def test_opcheck(overload: str, layout: str) -> None:
         slope = reference.GIVEN if wanted else 0
         relax = getattr(ops.relax_lif, overload)
         ends = (lower.contiguous(), upper.contiguous())
-        opcheck(relax, (rows, *ends, *options, slope, slopes, rows[:, 0] if wanted else None))
+        given = (*ends, *options, slope, slopes, rows[:, 0] if wanted else None)
+        opcheck(relax, (rows, *given))
+        lines, bias = relax(rows, *given)
+        of_bias = bias if wanted else bias[:, :, :1, :1].expand(bias.shape)
+        backward = getattr(ops.relax_lif_backward, overload)
+        opcheck(backward, (lines, of_bias, rows, lines, *given, wanted))
 
 
 def test_results_do_not_depend_on_the_number_of_threads(two_threads: None) -> None:
@@ -498,7 +624,10 @@ def test_results_do_not_depend_on_the_number_of_threads(two_threads: None) -> No
     for threads in (1, 2):
         torch.set_num_threads(threads)
         *spikes, low, high = interval_lif(lower, upper, 0.9, return_membranes=True)
-        results.append([*spikes, low, high, *relax_lif(rows, low, high, 0.9)])
+        leaves = [t.requires_grad_() for t in (rows.clone(), low.clone(), high.clone())]
+        lines, bias = relax_lif(*leaves, 0.9)
+        gradients = torch.autograd.grad(lines.sum() + bias.sum(), leaves)
+        results.append([*spikes, low, high, lines.detach(), bias.detach(), *gradients])
     for one, two in zip(*results, strict=True):
         assert_same_bits(one, two)
 
@@ -520,8 +649,6 @@ ROWS = torch.zeros(2, 2, 1, 3)
         (lambda: interval_lif(X, X, surrogate=Rate()), ValueError, "surrogate is Rate"),
         (lambda: interval_lif(X, X, surrogate=SpikeTime()), ValueError, "surrogate is SpikeTime"),
         (lambda: interval_lif(X, X, surrogate=[ATan()]), ValueError, "of the membrane alone"),
-        (lambda: interval_lif(X, X, backend="triton"), ValueError, "no kernel for a GPU yet"),
-        (lambda: interval_lif(X, X, backend="cuda"), ValueError, "no kernel for a GPU yet"),
         (lambda: relax_lif(ROWS, X.half(), X.half()), TypeError, "v_lower has dtype"),
         (lambda: relax_lif(ROWS.double(), X, X), TypeError, "rows is torch.float64"),
         (lambda: relax_lif(ROWS[0], X, X), ValueError, r"expected \['R', 2, 1, 3\]"),

@@ -28,6 +28,7 @@ from python_tests.test_certify import (
     sample,
 )
 from snnkern import functional
+from snnkern.autograd import TransposedConv2d
 from snnkern.certify import bounds, crown, first, ibp
 from snnkern.functional import lif
 from snnkern.models import Normalize, SpikingNetwork, fc_net
@@ -41,6 +42,7 @@ from snnkern.nn import (
     packed,
 )
 from snnkern.reference import Interval
+from snnkern.training import certified_loss
 
 PAPER = crown.Options("paper", exact_first=False, once_over_time=False)
 
@@ -70,6 +72,55 @@ def test_golden_bounds(name: str) -> None:
         exact = torch.from_numpy(data["exact_min_margin"])
         assert (bound <= exact).all()
         assert (tight <= exact).all()
+
+
+def golden_loss(bound: Tensor, y: Tensor) -> Tensor:
+    """Cross entropy of the worst logits: 0 for the class itself, minus the margin for others."""
+    worst = bound.new_zeros(len(y), bound.shape[1] + 1)
+    return nn.functional.cross_entropy(
+        worst.scatter(1, ibp.other_classes(y, worst.shape[1]), -bound), y
+    )
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("slope", ["edge", "paper"])
+def test_training_bounds_differ_by_rounding_alone(name: str, slope: Any) -> None:
+    data, net = golden(name), golden_network(name).eval()
+    box = Interval(torch.from_numpy(data["in_L"]), torch.from_numpy(data["in_U"]))
+    if name.endswith("direct"):
+        box = box.map(lambda t: t[:1].expand(t.shape))
+    y = torch.from_numpy(data["labels"])
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    results = []
+    for outward in (True, False):
+        options = crown.Options(slope, exact_first=False, outward=outward)
+        total = crown.totals(layers_of(net), box, y, options)
+        results.append((total, *torch.autograd.grad(certified_loss(total, y), parameters)))
+    for certified, trained in zip(*results, strict=True):
+        assert_within(trained.detach(), certified.detach(), 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("channels", "geometry"),
+    [
+        ((1, 16), ((2, 2), (1, 1), (1, 1), 1)),
+        ((1, 12), ((2, 1), (0, 1), (1, 2), 1)),
+        ((4, 6), ((2, 2), (1, 1), (1, 1), 2)),
+    ],
+)
+def test_transposed_convolutions(channels: tuple[int, int], geometry: tuple[Any, ...]) -> None:
+    before, after = channels
+    weight = random(after, before // geometry[-1], 3, 3, dtype=torch.float64).requires_grad_()
+    bias = random(after, seed=1, dtype=torch.float64).requires_grad_()
+    x = random(5, before, 9, 8, seed=2, dtype=torch.float64).requires_grad_()
+    y = nn.functional.conv2d(x, weight, bias, *geometry)
+    rows = random(*y.shape, seed=3, dtype=torch.float64).requires_grad_()
+    run: Any = TransposedConv2d.apply
+    weights, constants = run(rows, weight, bias, x.shape, geometry)
+    # What the convolution weighs is linear in its input, but for the bias.
+    found, wanted = (weights * x).sum((1, 2, 3)) + constants, (rows * y).sum((1, 2, 3))
+    assert_within(found.detach(), wanted.detach(), 1e-12)
+    assert torch.autograd.gradcheck(lambda *t: run(*t, x.shape, geometry), (rows, weight, bias))
 
 
 # Soundness

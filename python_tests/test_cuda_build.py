@@ -137,7 +137,8 @@ from snnkern import _ops
 torch.ops.load_library(sys.argv[1])
 key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 for name in ("lif_forward", "lif_backward", "norm_lif_forward", "norm_lif_backward",
-             "norm_backward_", "channel_moments"):
+             "norm_backward_", "channel_moments", "interval_lif_forward", "interval_lif_backward",
+             "relax_lif", "relax_lif_backward"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key("snnkern::" + name, "CUDA"), name
 x, centre = torch.ones(2, 3, 4), torch.zeros(4)
 if not torch.cuda.is_available():

@@ -2,8 +2,7 @@
 
 Every op exists three times with one schema: the default overload, for which the dispatcher picks
 the compiled kernel of the tensor's device and, where there is none, the reference; ``.reference``;
-and ``.triton``, which torch.compile looks through to the kernels. Those of certification have no
-Triton kernel and no such overload.
+and ``.triton``, which torch.compile looks through to the kernels.
 """
 
 from __future__ import annotations
@@ -71,17 +70,13 @@ SCHEMAS = {
     "(Tensor grad_lower, Tensor grad_upper, Tensor grad_decay, Tensor grad_threshold)",
     "relax_lif": f"(Tensor rows, Tensor v_lower, Tensor v_upper, {BOUNDED}, int slope, "
     "Tensor? slopes, Tensor? after) -> (Tensor lines, Tensor bias)",
+    "relax_lif_backward": "(Tensor grad_lines, Tensor grad_bias, Tensor rows, Tensor lines, "
+    f"Tensor v_lower, Tensor v_upper, {BOUNDED}, int slope, Tensor? slopes, Tensor? after, "
+    "bool parameter_gradients) -> (Tensor grad_rows, Tensor grad_v_lower, Tensor grad_v_upper, "
+    "Tensor grad_decay, Tensor grad_threshold, Tensor grad_slopes, Tensor grad_after)",
 }
 # Compiled for the CPU; on a GPU the reference runs.
-WITHOUT_GPU_KERNEL = (
-    "interval_lif_forward",
-    "interval_lif_backward",
-    "relax_lif",
-    "count_spikes",
-    "spike_rows",
-    "spike_conv2d",
-    "spike_conv2d_weight",
-)
+WITHOUT_GPU_KERNEL = ("count_spikes", "spike_rows", "spike_conv2d", "spike_conv2d_weight")
 OVERLOADS = ("", ".reference", ".triton")
 
 
@@ -248,6 +243,28 @@ def _relax_lif_fake(rows: Tensor, v_lower: Tensor, *rest: Any) -> tuple[Tensor, 
     return empty_rows(rows, v_lower, rows.dtype), bias
 
 
+def _relax_lif_backward_fake(
+    grad_lines: Tensor,
+    grad_bias: Tensor,
+    rows: Tensor,
+    lines: Tensor,
+    v_lower: Tensor,
+    v_upper: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    *_, slopes, after, parameter_gradients = options
+    like, dtype, none = empty_rows(rows, v_lower, rows.dtype), rows.dtype, v_lower.new_empty(0)
+    return (
+        like,
+        *(empty_steps(v_lower, dtype, v_lower.shape[0]) for _ in range(2)),
+        *(torch.empty_like(p) if parameter_gradients else none.clone() for p in (decay, threshold)),
+        none.clone() if slopes is None else torch.empty_like(like),
+        none if after is None else empty_rows(rows[:, :1], v_lower, dtype)[:, 0],
+    )
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "lif_forward": _lif_forward_fake,
     "lif_backward": _lif_backward_fake,
@@ -265,21 +282,20 @@ FAKES: dict[str, Callable[..., Any]] = {
     "interval_lif_forward": _interval_lif_forward_fake,
     "interval_lif_backward": _interval_lif_backward_fake,
     "relax_lif": _relax_lif_fake,
+    "relax_lif_backward": _relax_lif_backward_fake,
 }
 
 
 def _refuse_to_differentiate(name: str) -> Callable[..., NoReturn]:
     def backward(ctx: object, *grads: Tensor) -> NoReturn:
-        if name == "spike_conv2d_weight":
-            wanted = "a second derivative of snnkern.functional.spike_conv2d"
-        elif name.endswith("backward"):
-            wanted = "a second derivative of snnkern.functional.lif"
+        function = next(
+            (f for f in ("interval_lif", "relax_lif", "spike_conv2d") if name.startswith(f)), "lif"
+        )
+        if name.endswith("backward") or name == "spike_conv2d_weight":
+            wanted = f"a second derivative of snnkern.functional.{function}"
         else:
             wanted = f"the derivative of torch.ops.snnkern.{name}"
-            if "pack" not in name and name not in ("relax_lif", "spike_rows", "count_spikes"):
-                function = next(
-                    (f for f in ("interval_lif", "spike_conv2d") if name.startswith(f)), "lif"
-                )
+            if "pack" not in name and name not in ("spike_rows", "count_spikes"):
                 wanted += f"; call snnkern.functional.{function} instead"
         raise NotImplementedError(
             f"asked for {wanted}: a spike has a surrogate for its first derivative, nothing beyond"

@@ -27,6 +27,8 @@ from snnkern.autograd import (
     NormConfig,
     NormLIFFunction,
     RateCode,
+    RelaxConfig,
+    RelaxLIF,
     SpikeConv2d,
 )
 from snnkern.reference import RATE
@@ -945,15 +947,6 @@ def maps_as_features(maps: Tensor, shape: Sequence[int]) -> Tensor:
 Slope = Literal["edge", "paper"]
 
 
-def _bounds_overload(backend: Backend | None, x: Tensor) -> str:
-    if backend not in (None, "reference", "cpu"):
-        raise ValueError(
-            f"backend is {backend!r}, expected None, 'reference' or 'cpu': bounds have no kernel "
-            "for a GPU yet, where backend=None takes the reference"
-        )
-    return _overload(backend, x)
-
-
 def _bounded_neurons(
     x: Tensor,
     leak: float | Tensor,
@@ -1028,8 +1021,7 @@ def interval_lif(
         surrogate: the derivative of a spike, at either end of the membrane. Of the reset, what was
             selected is differentiated, and what selected it is not, as in the paper's code.
         return_membranes: also give the bounds of the membranes before reset.
-        backend: ``"reference"`` or ``"cpu"``; None takes the reference on a GPU, for which there is
-            no kernel yet.
+        backend: see ``lif``.
 
     Returns:
         Lower and upper spikes, 0 or 1, of the shape, dtype and layout of ``lower``; with
@@ -1046,7 +1038,7 @@ def interval_lif(
     )
     if not isinstance(surrogate, Surrogate) or isinstance(surrogate, NotPointwise | SpikeTime):
         raise ValueError(f"surrogate is {surrogate!r}, expected a function of the membrane alone")
-    overload = _bounds_overload(backend, lower)
+    overload = _overload(backend, lower)
     config = IntervalConfig(
         start,
         kind_of_reset,
@@ -1106,7 +1098,7 @@ def relax_lif(
             right one, where it has two. Sound beyond as well.
         after: weights ``[R, N, ...]`` of the membrane that would come after the last step, but for
             the current and the rounding of that step.
-        backend: see ``interval_lif``. Gradients are those of the reference.
+        backend: see ``interval_lif``.
 
     Returns:
         Lines, of the shape and dtype of ``rows``, and their bias ``[R, N, ...]``, float64.
@@ -1144,12 +1136,9 @@ def relax_lif(
         kind = reference.MIXED
     else:
         kind = reference.GIVEN if slopes is not None else reference.SLOPES.index(str(slope))
-    overload = _bounds_overload(backend, v_lower)
-    inputs = (rows, v_lower, v_upper, *neurons, kind, slopes, after)
-    tensors = (t for t in inputs if isinstance(t, Tensor))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return reference.relaxed(*inputs)
-    result: tuple[Tensor, Tensor] = getattr(torch.ops.snnkern.relax_lif, overload)(*inputs)
+    config = RelaxConfig(*neurons[2:], kind, _overload(backend, v_lower))
+    tensors = (rows, v_lower, v_upper, *neurons[:2], slopes, after)
+    result: tuple[Tensor, Tensor] = RelaxLIF.apply(*tensors, config)
     return result
 
 

@@ -75,12 +75,8 @@ SNN_CLONES void interval_gradient_row(std::int64_t n, const Neurons<F, kUniform>
     const EndGradient<F> ends[2] = {step.lower, step.upper};
     for (int end = 0; end < 2; ++end) {
       const F v = rows.v[end][i];
-      F g = rows.g[end][i];
-      decay += g * ends[end].decay;
-      threshold += g * ends[end].threshold;
-      const F through_spike = rows.grad_spikes[end][i] * (derivative(z(v)) * z.scale);
-      threshold -= through_spike * z.minus_dthreshold(v);
-      g = g * ends[end].v + through_spike;
+      F g = end_gradient(rows.g[end][i], ends[end], v, rows.grad_spikes[end][i],
+                         derivative(z(v)) * z.scale, z, decay, threshold);
       if (rows.grad_v[end]) g += rows.grad_v[end][i];
       rows.g[end][i] = g;
     }
@@ -101,34 +97,49 @@ struct LineRows {
 template <Reset kReset, Slope kSlope, bool kUniform, class F>
 SNN_CLONES void line_row(std::int64_t n, const Neurons<F, kUniform> neurons, F v_init,
                          const LineRows<F> rows) {
+  const Neuron<F> first = neurons[0];
+#pragma GCC ivdep  // so many rows that the compiler does not check whether they overlap
   for (std::int64_t i = 0; i < n; ++i) {
-    const Neuron<F> neuron = neurons[i];
+    const Neuron<F> neuron = kUniform ? first : neurons[i];
     double before = std::abs(static_cast<double>(v_init));
     if (rows.before_lower) {
-      before =
-          greater(std::abs(static_cast<double>(rows.before_lower[i])),
-                  std::abs(static_cast<double>(rows.before_upper[i]))) +
-          (static_cast<double>(neuron.threshold) + std::abs(static_cast<double>(neuron.v_reset)));
+      before = state_before(Interval<F>{rows.before_lower[i], rows.before_upper[i]}, neuron);
     }
     const Line<F> line = line_below<kReset, kSlope>(
         rows.weights[i], rows.after[i], Interval<F>{rows.v_lower[i], rows.v_upper[i]}, before,
-        kSlope == Slope::kGiven || kSlope == Slope::kMixed ? rows.slopes[i] : F(0), neuron);
+        is_given(kSlope) ? rows.slopes[i] : F(0), neuron);
     rows.lines[i] = line.slope;
     rows.bias[i] += line.intercept;
   }
 }
 
-// What is left below the first step, whose state is given.
-template <Reset kReset, bool kUniform, class F>
-void start_row(std::int64_t n, const Neurons<F, kUniform> neurons, F v_init,
-               const F* __restrict lines, double* __restrict bias) {
+template <class F>
+struct LineGradientRows {
+  const F *weights, *v_lower, *v_upper, *after, *slopes, *lines, *grad_lines;
+  const double* grad_bias;
+  double* g;  // dL/d(line of this step) by the step before, then that of the step after
+  F *grad_weights, *grad_slopes;
+  double *grad_lower, *grad_upper, *grad_decay, *grad_threshold;  // sums over the rows
+};
+
+template <Reset kReset, Slope kSlope, bool kUniform, class F>
+SNN_CLONES void line_gradient_row(std::int64_t n, const Neurons<F, kUniform> neurons,
+                                  const LineGradientRows<F> rows) {
+  const Neuron<F> first = neurons[0];
+#pragma GCC ivdep  // so many rows that the compiler does not check whether they overlap
   for (std::int64_t i = 0; i < n; ++i) {
-    const Neuron<F> neuron = neurons[i];
-    const double first = lines[i];
-    bias[i] += first * (static_cast<double>(neuron.decay) * static_cast<double>(v_init));
-    if constexpr (kReset == Reset::kDelayedSoft) {
-      bias[i] -= fires(v_init, neuron) ? first * static_cast<double>(neuron.threshold) : 0.0;
-    }
+    const Neuron<F> neuron = kUniform ? first : neurons[i];
+    const LineGradient g = line_gradient<kReset, kSlope>(
+        static_cast<double>(rows.grad_lines[i]) + rows.g[i], rows.grad_bias[i], rows.weights[i],
+        rows.after[i], rows.lines[i], Interval<F>{rows.v_lower[i], rows.v_upper[i]},
+        is_given(kSlope) ? rows.slopes[i] : F(0), neuron);
+    rows.grad_weights[i] = static_cast<F>(g.row);
+    if constexpr (is_given(kSlope)) rows.grad_slopes[i] = static_cast<F>(g.given);
+    rows.g[i] = g.after;
+    rows.grad_lower[i] += g.lower;
+    rows.grad_upper[i] += g.upper;
+    rows.grad_decay[i] += g.decay;
+    rows.grad_threshold[i] += g.threshold;
   }
 }
 
@@ -231,10 +242,8 @@ void interval_backward(const IntervalBackward<F>& p, const Tiling& tiling, std::
             }
           });
           for (std::int64_t i = 0; i < n; ++i) {
-            const F g = u[0][i] + u[1][i];
-            grad_decay[i] += g * p.v_init;
-            // A delayed reset looks at the state that it starts from.
-            if (kReset == Reset::kDelayedSoft && fires(p.v_init, own[i])) grad_threshold[i] -= g;
+            start_gradient<kReset>(u[0][i] + u[1][i], p.v_init, own[i], grad_decay[i],
+                                   grad_threshold[i]);
           }
         });
     if (p.neuron_grad_decay) std::copy_n(grad_decay, n, p.neuron_grad_decay + begin);
@@ -271,9 +280,68 @@ void relax(const Relaxation<F>& p, const Tiling& tiling, std::int64_t first, std
                                        p.slopes ? p.slopes + at : nullptr, p.lines + at, bias});
                        after = p.lines + at;
                      }
-                     start_row<kReset>(n, own, p.v_init, after, bias);
+                     for (std::int64_t i = 0; i < n; ++i) {
+                       add_start<kReset>(after[i], p.v_init, own[i], bias[i]);
+                     }
                    });
                  });
+  }
+}
+
+template <class F>
+void relax_backward(const RelaxationBackward<F>& p, const Tiling& tiling, std::int64_t first,
+                    std::int64_t last) {
+  const std::int64_t size = tiling.size, neurons = p.shape.neurons, T = p.shape.timesteps;
+  for (; first < last; ++first) {
+    const std::int64_t begin = first * size, n = std::min(size, neurons - begin);
+    // The first rows for numbers of type F, the others for double.
+    constexpr std::int64_t kOwn = 1 + Neurons<F, false>::kRows;
+    Rows<double> rows(size, kOwn + 2 * T + 4);
+    F* const nothing = reinterpret_cast<F*>(rows.take(kOwn));
+    std::fill_n(nothing, n, F(0));
+    double* const of_ends[2] = {rows.take(T), rows.take(T)};
+    double *const grad_decay = rows.take(), *const grad_threshold = rows.take();
+    double *const g = rows.take(), *const grad_bias = rows.take();
+    std::fill_n(of_ends[0], (2 * T + 2) * size, 0.0);
+    const auto bounds = [&](int end, std::int64_t t) {
+      return static_cast<const F*>(p.v[end].data) + t * p.v[end].step + begin;
+    };
+    with_neurons(
+        p.dynamics, begin, n, size, nothing + size,
+        [&]<Reset kReset>(Constant<kReset>, const auto& own) {
+          with_slope(p.slope, [&]<Slope kSlope>(Constant<kSlope>) {
+            for (std::int64_t row = 0; row < p.rows; ++row) {
+              Parameter<double> upstream = p.grad_bias;
+              upstream.data += row * p.bias_step;
+              fill_row(upstream, begin, begin + n, grad_bias);
+              const std::int64_t of_row = row * T * neurons + begin;
+              for (std::int64_t i = 0; i < n; ++i) {
+                g[i] = line_start_gradient<kReset>(grad_bias[i], p.lines[of_row + i], p.v_init,
+                                                   own[i], grad_decay[i], grad_threshold[i]);
+              }
+              const F* const last_step = p.after ? p.after + row * neurons + begin : nothing;
+              for (std::int64_t t = 0; t < T; ++t) {
+                const std::int64_t at = of_row + t * neurons;
+                line_gradient_row<kReset, kSlope>(
+                    n, own,
+                    LineGradientRows<F>{
+                        p.weights + at, bounds(0, t), bounds(1, t),
+                        t + 1 < T ? p.lines + at + neurons : last_step,
+                        p.slopes ? p.slopes + at : nullptr, p.lines + at, p.grad_lines + at,
+                        grad_bias, g, p.grad_weights + at, p.slopes ? p.grad_slopes + at : nullptr,
+                        of_ends[0] + t * size, of_ends[1] + t * size, grad_decay, grad_threshold});
+              }
+              if (p.after) std::copy_n(g, n, p.grad_after + row * neurons + begin);
+            }
+          });
+        });
+    for (int end = 0; end < 2; ++end) {
+      for (std::int64_t t = 0; t < T; ++t) {
+        std::copy_n(of_ends[end] + t * size, n, p.grad_v[end] + t * neurons + begin);
+      }
+    }
+    if (p.neuron_grad_decay) std::copy_n(grad_decay, n, p.neuron_grad_decay + begin);
+    if (p.neuron_grad_threshold) std::copy_n(grad_threshold, n, p.neuron_grad_threshold + begin);
   }
 }
 
@@ -287,5 +355,9 @@ template void interval_backward(const IntervalBackward<double>&, const Tiling&, 
                                 std::int64_t);
 template void relax(const Relaxation<float>&, const Tiling&, std::int64_t, std::int64_t);
 template void relax(const Relaxation<double>&, const Tiling&, std::int64_t, std::int64_t);
+template void relax_backward(const RelaxationBackward<float>&, const Tiling&, std::int64_t,
+                             std::int64_t);
+template void relax_backward(const RelaxationBackward<double>&, const Tiling&, std::int64_t,
+                             std::int64_t);
 
 }  // namespace snnkern::cpu

@@ -19,4 +19,9 @@ void interval_backward(const IntervalBackward<F>& p, const Tiling& tiling, std::
 template <class F>
 void relax(const Relaxation<F>& p, const Tiling& tiling, std::int64_t first, std::int64_t last);
 
+// Tiles [first, last), all rows of each.
+template <class F>
+void relax_backward(const RelaxationBackward<F>& p, const Tiling& tiling, std::int64_t first,
+                    std::int64_t last);
+
 }  // namespace snnkern::cpu

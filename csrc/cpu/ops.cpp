@@ -24,6 +24,7 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;
 constexpr int64_t kElementwiseTile = 8192;
 constexpr int64_t kBoundsTile = 2048;
+constexpr int64_t kRowsTile = 1024;
 
 template <class Run>
 void parallel_tiles(const Tiling& tiling, int64_t timesteps, const Run& run) {
@@ -114,6 +115,14 @@ struct Cpu {
     torch::stable::parallel_for(
         0, p.rows * tiling.count(), grain,
         [&](int64_t first, int64_t last) { cpu::relax(p, tiling, first, last); });
+  }
+
+  template <class F>
+  void relax_backward(const RelaxationBackward<F>& p) const {
+    const Tiling tiling = Tiling::of(p.shape, 4, kRowsTile);
+    parallel_tiles(tiling, p.shape.timesteps * p.rows, [&](int64_t first, int64_t last) {
+      cpu::relax_backward(p, tiling, first, last);
+    });
   }
 
   void pack(const BitRows& shape, Dtype dtype, const void* spikes, int64_t step, uint8_t* bits,

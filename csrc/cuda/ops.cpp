@@ -2,8 +2,10 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include "../bound_ops.h"
 #include "../lif_ops.h"
 #include "../pack_ops.h"
+#include "bounds.h"
 #include "lif.h"
 #include "pack.h"
 
@@ -65,6 +67,28 @@ class Cuda {
                        grad, stream_));
   }
 
+  template <class F>
+  void interval(const IntervalForward<F>& p) const {
+    check(interval_forward(p, stream_));
+  }
+
+  template <class F>
+  void interval_backward(const IntervalBackward<F>& p) const {
+    const Tensor membranes = workspace<F>(2 * p.shape.timesteps * p.shape.neurons);
+    check(cuda::interval_backward(p, static_cast<F*>(membranes.mutable_data_ptr()), stream_));
+  }
+
+  template <class F>
+  void relax(const Relaxation<F>& p) const {
+    check(cuda::relax(p, stream_));
+  }
+
+  template <class F>
+  void relax_backward(const RelaxationBackward<F>& p) const {
+    const Tensor sums = workspace<double>(p.rows > 1 ? 2 * p.shape.timesteps * p.shape.neurons : 0);
+    check(cuda::relax_backward(p, static_cast<double*>(sums.mutable_data_ptr()), stream_));
+  }
+
   void pack(const BitRows& shape, Dtype dtype, const void* spikes, int64_t step, uint8_t* bits,
             double* stray) const {
     const Tensor place = empty_strided({1}, {1}, ScalarType::Long, like_);
@@ -94,4 +118,5 @@ class Cuda {
 STABLE_TORCH_LIBRARY_IMPL(snnkern, CUDA, m) {
   snnkern::register_lif<snnkern::cuda::Cuda>(m);
   snnkern::register_pack<snnkern::cuda::Cuda>(m);
+  snnkern::register_bounds<snnkern::cuda::Cuda>(m);
 }

@@ -6,6 +6,7 @@ The kernels do what ``csrc`` does, bit for bit in float32, and are the place to 
 - ``surrogate.py``  surrogate derivatives
 - ``memory.py``     rows of steps, parameters, packed spikes, sums
 - ``lif.py``        the two scans over time, forward and backward, for all neurons
+- ``interval.py``  bounds through a neuron, and ``bounds.py``, their scans over time
 - ``norm.py``, ``encoding.py``, ``packing.py``  what batch norm needs, rate coding, bits
 - ``ops.py``        layout, outputs and launches: the only file that sees tensors
 

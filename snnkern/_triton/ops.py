@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from snnkern import reference
-from snnkern._layout import empty_step, empty_steps, empty_steps_of, step_strides
+from snnkern._layout import empty_rows, empty_step, empty_steps, empty_steps_of, step_strides
+from snnkern._triton.bounds import (
+    interval_backward_kernel,
+    interval_forward_kernel,
+    relax_backward_kernel,
+    relax_kernel,
+)
 from snnkern._triton.encoding import rate_code_kernel
 from snnkern._triton.lif import lif_backward_kernel, lif_forward_kernel
 from snnkern._triton.norm import channel_moments_kernel, norm_backward_kernel
@@ -561,3 +567,238 @@ def unpack_spikes(packed: Tensor, size: list[int], stride: list[int], dtype: tor
         BLOCK=PACKED_BLOCK,
     )
     return spikes
+
+
+# How many neurons a thread of a kernel of certification has: with both ends, and in float64.
+ENDS_HOLD, LINES_HOLD = 2, 1
+
+
+class Bounded(NamedTuple):
+    """What describes the neurons that are bounded, as the ops take it."""
+
+    decay: Tensor
+    threshold: Tensor
+    v_init: float
+    reset: int
+    v_reset: float
+    strict: bool
+
+    def arguments(self, x: Tensor, plan: Plan) -> dict[str, Any]:
+        """What all kernels have in common."""
+        return {
+            "decay": self.decay,
+            "threshold": self.threshold,
+            "neurons": plan.neurons,
+            "timesteps": x.shape[0],
+            "channels": plan.channels,
+            "repeat": plan.repeat,
+            "V_INIT": self.v_init,
+            "V_RESET": self.v_reset,
+            "RESET": reference.RESETS[self.reset],
+            "STRICT": self.strict,
+            "DECAY_OF": parameter_of(x, self.decay),
+            "THRESHOLD_OF": parameter_of(x, self.threshold),
+            "BLOCK": plan.block,
+        }
+
+    def gradients(self, x: Tensor, plan: Plan, wanted: bool) -> dict[str, Any]:
+        """Where kernels leave sums for the gradients of the parameters."""
+        found: dict[str, Any] = {}
+        for name, parameter in (("decay", self.decay), ("threshold", self.threshold)):
+            of = parameter_of(x, parameter)
+            found[f"grad_{name}"] = plan.partial_sums(of, parameter) if wanted else None
+            found[f"{name.upper()}_GROUP"] = plan.group(of)
+        return found
+
+    def totals(self, x: Tensor, plan: Plan, sums: dict[str, Any]) -> tuple[Tensor, ...]:
+        """The gradients of the parameters; empty where they are not wanted."""
+        parts = ((sums["grad_decay"], self.decay), (sums["grad_threshold"], self.threshold))
+        return tuple(
+            parameter.new_empty(0)
+            if part is None
+            else plan.total(part, parameter_of(x, parameter), parameter)
+            for part, parameter in parts
+        )
+
+
+def interval_lif_forward(
+    lower: Tensor, upper: Tensor, *neuron_and_membranes: Any
+) -> tuple[Tensor, ...]:
+    """See ``snnkern.reference.interval_lif_forward``."""
+    *neuron, return_membranes = neuron_and_membranes
+    plan = Plan.of(lower, 1, ENDS_HOLD)
+    timesteps, dtype = lower.shape[0], reference.state_dtype(lower.dtype)
+    ends = [steps_like(lower, t) for t in (lower, upper)]
+    spikes = [empty_steps(lower, lower.dtype, timesteps) for _ in ends]
+    membranes = [empty_steps(lower, dtype, timesteps) if return_membranes else None for _ in ends]
+    launch(
+        interval_forward_kernel,
+        plan.programs,
+        spikes_lower=spikes[0],
+        spikes_upper=spikes[1],
+        v_lower=membranes[0],
+        v_upper=membranes[1],
+        lower=ends[0],
+        upper=ends[1],
+        lower_step=time_stride(ends[0]),
+        upper_step=time_stride(ends[1]),
+        **Bounded(*neuron).arguments(lower, plan),
+    )
+    return (*spikes, *(lower.new_empty(0, dtype=dtype) if v is None else v for v in membranes))
+
+
+def interval_lif_backward(
+    grad_spikes_lower: Tensor,
+    grad_spikes_upper: Tensor,
+    grad_v_lower: Tensor | None,
+    grad_v_upper: Tensor | None,
+    lower: Tensor,
+    upper: Tensor,
+    *neuron_and_spiking: Any,
+) -> tuple[Tensor, ...]:
+    """See ``snnkern.reference.interval_lif_backward``."""
+    *neuron, surrogate, surrogate_args, normalized, parameter_gradients = neuron_and_spiking
+    neurons, plan = Bounded(*neuron), Plan.of(lower, 1, ENDS_HOLD)
+    timesteps, dtype = lower.shape[0], reference.state_dtype(lower.dtype)
+    low, high, spikes_low, spikes_high, v_low, v_high = (
+        None if t is None else steps_like(lower, t)
+        for t in (lower, upper, grad_spikes_lower, grad_spikes_upper, grad_v_lower, grad_v_upper)
+    )
+    assert low is not None
+    assert high is not None
+    assert spikes_low is not None
+    assert spikes_high is not None
+    grads = [empty_steps(lower, lower.dtype, timesteps) for _ in range(2)]
+    sums = neurons.gradients(lower, plan, parameter_gradients)
+    launch(
+        interval_backward_kernel,
+        plan.programs,
+        grad_lower=grads[0],
+        grad_upper=grads[1],
+        membranes=lower.new_empty((2, timesteps, plan.neurons), dtype=dtype),
+        grad_spikes_lower=spikes_low,
+        grad_spikes_upper=spikes_high,
+        grad_v_lower=v_low,
+        grad_v_upper=v_high,
+        lower=low,
+        upper=high,
+        lower_step=time_stride(low),
+        upper_step=time_stride(high),
+        spikes_lower_step=time_stride(spikes_low),
+        spikes_upper_step=time_stride(spikes_high),
+        v_lower_step=0 if v_low is None else time_stride(v_low),
+        v_upper_step=0 if v_high is None else time_stride(v_high),
+        SURROGATE=reference.KINDS[surrogate],
+        FIRST=float(surrogate_args[0]),
+        SECOND=float(surrogate_args[1]),
+        NORMALIZED=normalized,
+        **sums,
+        **neurons.arguments(lower, plan),
+    )
+    return (*grads, *neurons.totals(lower, plan, sums))
+
+
+def rows_like(x: Tensor, rows: Tensor) -> Tensor:
+    """``rows`` ``[R, T, ...]`` one after the other, with their steps where those of ``x`` are."""
+    numel = math.prod(rows.shape[2:])
+    there = (rows.shape[1] * numel, numel, *step_strides(x))
+    strides = zip(rows.shape, rows.stride(), there, strict=True)
+    if all(size == 1 or stride == expected for size, stride, expected in strides):
+        return rows
+    return empty_rows(rows, x, rows.dtype).copy_(rows)
+
+
+def _relaxed(
+    rows: Tensor, v_lower: Tensor, v_upper: Tensor, slopes: Tensor | None, after: Tensor | None
+) -> dict[str, Any]:
+    """What both kernels of lines read."""
+    low, high = (steps_like(v_lower, t) for t in (v_lower, v_upper))
+    return {
+        "rows": rows_like(v_lower, rows),
+        "v_lower": low,
+        "v_upper": high,
+        "lower_step": time_stride(low),
+        "upper_step": time_stride(high),
+        "slopes": None if slopes is None else rows_like(v_lower, slopes),
+        "after": None if after is None else rows_like(v_lower, after.unsqueeze(1)),
+    }
+
+
+def relax_lif(
+    rows: Tensor, v_lower: Tensor, v_upper: Tensor, *neuron_and_slope: Any
+) -> tuple[Tensor, Tensor]:
+    """See ``snnkern.reference.relax_lif``."""
+    *neuron, slope, slopes, after = neuron_and_slope
+    plan = Plan.of(v_lower, 1, LINES_HOLD)
+    lines = empty_rows(rows, v_lower, rows.dtype)
+    bias = empty_rows(rows[:, :1], v_lower, torch.float64)
+    launch(
+        relax_kernel,
+        rows.shape[0] * plan.programs,
+        lines=lines,
+        bias=bias,
+        programs=plan.programs,
+        SLOPE=reference.SLOPES[slope],
+        **_relaxed(rows, v_lower, v_upper, slopes, after),
+        **Bounded(*neuron).arguments(v_lower, plan),
+    )
+    return lines, bias[:, 0]
+
+
+def relax_lif_backward(
+    grad_lines: Tensor,
+    grad_bias: Tensor,
+    rows: Tensor,
+    lines: Tensor,
+    v_lower: Tensor,
+    v_upper: Tensor,
+    *neuron_and_slope: Any,
+) -> tuple[Tensor, ...]:
+    """See ``snnkern.reference.relax_lif_backward``."""
+    *neuron, slope, slopes, after, parameter_gradients = neuron_and_slope
+    neurons, plan = Bounded(*neuron), Plan.of(v_lower, 1, LINES_HOLD)
+    samples = v_lower.shape[1] if v_lower.dim() > 1 else 1
+    # What a sum over neurons has expanded is one number to a sample.
+    expanded = grad_bias.dim() > 2 and not any(
+        size > 1 and stride
+        for size, stride in zip(grad_bias.shape[2:], grad_bias.stride()[2:], strict=True)
+    )
+    if expanded:
+        upstream = grad_bias.flatten(2)[:, :, 0].contiguous()
+    else:
+        upstream = rows_like(v_lower, grad_bias.unsqueeze(1))
+    of_rows = empty_rows(rows, v_lower, rows.dtype)
+    of_slopes = None if slopes is None else torch.empty_like(of_rows)
+    of_after = None if after is None else empty_rows(rows[:, :1], v_lower, rows.dtype)
+    summed = [empty_steps(v_lower, torch.float64, v_lower.shape[0]).zero_() for _ in range(2)]
+    sums = neurons.gradients(v_lower, plan, parameter_gradients)
+    launch(
+        relax_backward_kernel,
+        plan.programs,
+        grad_rows=of_rows,
+        sums_lower=summed[0],
+        sums_upper=summed[1],
+        grad_slopes=of_slopes,
+        grad_after=of_after,
+        grad_lines=rows_like(v_lower, grad_lines),
+        grad_bias=upstream,
+        lines=rows_like(v_lower, lines),
+        count=rows.shape[0],
+        bias_step=upstream.numel() // rows.shape[0],
+        samples=samples,
+        sample_repeat=plan.neurons if samples == 1 else step_strides(v_lower)[0],
+        BIAS_OF="channel" if expanded else "neuron",
+        SLOPE=reference.SLOPES[slope],
+        **sums,
+        **_relaxed(rows, v_lower, v_upper, slopes, after),
+        **neurons.arguments(v_lower, plan),
+    )
+    ends = [empty_steps(v_lower, rows.dtype, len(end)).copy_(end) for end in summed]
+    empty = v_lower.new_empty(0)
+    return (
+        of_rows,
+        *ends,
+        *neurons.totals(v_lower, plan, sums),
+        empty.clone() if of_slopes is None else of_slopes,
+        empty if of_after is None else of_after[:, 0],
+    )

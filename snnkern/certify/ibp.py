@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from snnkern import functional
-from snnkern.autograd import is_constant
+from snnkern.autograd import TransposedConv2d, is_constant
 from snnkern.certify import first, published
 from snnkern.models import Normalize
 from snnkern.nn import (
@@ -59,6 +59,8 @@ class Affine:
         spread: outputs that an input goes to, which the transposed map sums.
         transposed: the transposed map, from weights of outputs ``[B, ...]`` to those of inputs of
             a shape ``[B, ...]``; found by autograd where it is not given.
+        weighed: the same, and what the weights make of the bias, ``[B]``, not rounded with any
+            care; where it is not given, the bias is weighed as it comes.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -67,6 +69,7 @@ class Affine:
     terms: int
     spread: int
     transposed: Callable[[Tensor, torch.Size], Tensor] | None = None
+    weighed: Callable[[Tensor, torch.Size], tuple[Tensor, Tensor]] | None = None
 
     def back(self, weights: Tensor, shape: torch.Size) -> Tensor:
         """The transposed map."""
@@ -118,6 +121,11 @@ def conv(module: nn.Conv2d) -> Affine:
         found: Tensor = conv2d_input(shape, module.weight, weights, *geometry)
         return found
 
+    def weighed(weights: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        run: Any = TransposedConv2d.apply
+        found: tuple[Tensor, Tensor] = run(weights, module.weight, module.bias, shape, geometry)
+        return found
+
     return Affine(
         module,
         lambda t: module._conv_forward(t, module.weight.abs(), None),
@@ -126,6 +134,7 @@ def conv(module: nn.Conv2d) -> Affine:
         # With "reflect" and the like an input may stand in for several of the padding.
         module.weight[:, 0].numel() * (1 if module.padding_mode == "zeros" else 4),
         transposed if plain else None,
+        weighed if plain else None,
     )
 
 
