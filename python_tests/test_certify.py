@@ -924,7 +924,7 @@ def test_impossible_boxes_are_refused(
 
 def test_unknown_methods_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="method is 'crwon', expected one of ibp, crown, best, tight"
+        ValueError, match="method is 'crwon', expected one of ibp, crown, best, tight, split"
     ):
         bounds(tiny_net(), ONE, ONE, LABEL, method="crwon")  # type: ignore[arg-type]
 
