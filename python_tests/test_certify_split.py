@@ -96,7 +96,8 @@ def test_parts_change_the_train_where_they_meet() -> None:
         options = neuron | {"leak": neuron["leak"][which]}
 
         def train(current: Tensor, options: dict[str, Any] = options) -> Tensor:
-            return functional.lif(current.expand(5, 1, 4).contiguous(), **options)[:, 0]
+            spikes: Tensor = functional.lif(current.expand(5, 1, 4).contiguous(), **options)
+            return spikes[:, 0]
 
         one, other = train(below), train(least)
         assert (one != other).any(0).all()

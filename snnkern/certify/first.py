@@ -241,7 +241,7 @@ class Trains:
         # Ends are below by up to twice the tolerance: the floats that follow, as far.
         near = torch.arange(18 * (timesteps + 2), dtype=bits.dtype, device=bits.device)
         currents = (bits + near[:, None]).view(dtype)
-        options = {
+        options: dict[str, Any] = {
             name: self._pick(value)[place] if isinstance(value, Tensor) else value
             for name, value in self.neuron.items()
         }
