@@ -875,7 +875,7 @@ def test_the_box_of_verify_holds_the_whole_ball(
         return torch.zeros(1, 2)
 
     module = importlib.import_module("snnkern.certify.bounds")
-    monkeypatch.setattr(module, "bounds", remember)
+    monkeypatch.setattr(module, "_bounds", remember)
     near = torch.tensor([eps, 1 - eps]).view(2, 1)
     steps = torch.arange(-20, 21) * 2.0**-29
     x = torch.cat([near + steps, torch.rand(2, 41)]).clamp(0, 1).view(1, 1, 2, 82)
@@ -924,7 +924,7 @@ def test_impossible_boxes_are_refused(
 
 def test_unknown_methods_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="method is 'crwon', expected one of ibp, crown, best, tight"
+        ValueError, match="method is 'crwon', expected one of ibp, crown, best, tight, split"
     ):
         bounds(tiny_net(), ONE, ONE, LABEL, method="crwon")  # type: ignore[arg-type]
 

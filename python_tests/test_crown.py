@@ -427,14 +427,15 @@ def test_the_first_neurons_are_exact(drawn: tuple[dict[str, Any], Interval], see
     current = (box.lower[0] + share * (box.upper - box.lower)[0]).clamp(*(end[0] for end in box))
     trains = lif(current.expand(timesteps, *current.shape).flatten(1, 2), **neuron)
     trains = trains.view(timesteps, 201, *box.lower.shape[1:])
-    tight, loose = first.spikes(neuron, box), functional.interval_lif(*box, **neuron)
+    trains_of = first.Trains(neuron, box)
+    tight, loose = trains_of.spikes, functional.interval_lif(*box, **neuron)
     assert (tight.lower <= trains.amin(1)).all()
     assert (tight.upper >= trains.amax(1)).all()
     assert (tight.lower >= loose[0]).all()
     assert (tight.upper <= loose[1]).all()
     rows = random(3, *box.lower.shape, seed=seed).to(box.lower.dtype)
     tilt = random(*rows[:, 0].shape, seed=seed + 1) if seed % 2 else None
-    lines, bias = first.lines(rows, neuron, box, tilt)
+    lines, bias = trains_of.lines(rows, tilt)
     found = torch.einsum("rtnck,tmnck->rmn", rows.double(), trains.double())
     bound = torch.einsum("rnck,mnck->rmn", lines[:, 0].double(), current.double())
     assert (bound + bias[:, None] <= found).all()
@@ -448,12 +449,13 @@ def test_the_first_neurons_are_attained() -> None:
     box = Interval(low, high).map(lambda t: t.expand(4, 1, 1))
     current = torch.linspace(0.2, 0.7, 2001).view(-1, 1)
     trains = lif(current.expand(4, 2001, 1).contiguous(), **neuron)
-    tight = first.spikes(neuron, box)
+    known = first.Trains(neuron, box)
+    tight = known.spikes
     assert torch.equal(tight.lower[:, 0], trains.amin(1))
     assert torch.equal(tight.upper[:, 0], trains.amax(1))
     for seed in range(20):
         rows = random(1, 4, 1, 1, seed=seed)
-        lines, bias = first.lines(rows, neuron, box)
+        lines, bias = known.lines(rows)
         found = torch.einsum("t,tm->m", rows.flatten(), trains[..., 0])
         gap = found - lines.item() * current[:, 0] - bias.item()
         assert -1e-6 < gap.min() < 3e-3

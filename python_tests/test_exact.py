@@ -15,7 +15,7 @@ from python_tests.exact_networks import COUNT, Solved, solved
 from python_tests.helpers import assert_within
 from python_tests.test_certify import CLASSES, margins_of, sample
 from python_tests.test_crown import random_net, residual_net
-from snnkern.certify import bounds, crown, exact, verify
+from snnkern.certify import bounds, crown, exact, split, verify
 from snnkern.certify.bounds import METHODS
 from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import LIF, MeanReadout, NormLIF, RateCoding, TimeDistributed
@@ -55,15 +55,19 @@ def gaps(case: Solved) -> dict[str, Tensor]:
 
 def test_no_bound_exceeds_the_exact_margins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crown, "STEPS", 8)
+    monkeypatch.setattr(split, "ROUNDS", 3)
     total = dict.fromkeys(METHODS, 0.0)
     certified = dict.fromkeys(METHODS, 0)
     for case in map(solved, range(COUNT)):
-        for method, gap in gaps(case).items():
+        found = gaps(case)
+        assert (found["split"] <= found["tight"] + 1e-12).all()
+        for method, gap in found.items():
             assert (gap >= -1e-12).all()
             total[method] += gap.sum().item()
             certified[method] += int((case.margin - gap > 0).sum())
-    assert total["tight"] < total["best"] < min(total["ibp"], total["crown"])
-    assert max(certified["ibp"], certified["crown"]) <= certified["best"] <= certified["tight"]
+    assert total["split"] < total["tight"] < total["best"] < min(total["ibp"], total["crown"])
+    assert max(certified["ibp"], certified["crown"]) <= certified["best"]
+    assert certified["best"] <= certified["tight"] <= certified["split"]
 
 
 def test_no_bound_of_float32_exceeds_the_margins_there() -> None:

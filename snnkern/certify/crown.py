@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,18 +36,113 @@ CHUNK = 1 << 25
 Backward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class Slopes:
-    """The slopes of all layers, as parameters: where they start, and what became of them."""
+class Known(NamedTuple):
+    """What is known of a layer of neurons before its slopes are optimised; N samples.
 
-    def __init__(self) -> None:
-        self.values: dict[object, Tensor] = {}
+    Attributes:
+        first: whether they are exact, and not only bounded.
+        start: where slopes begin, of a single row: ``[N, ...]``, of others than first neurons mixes
+            ``[N, T, ...]``.
+        within: currents of first neurons ``[N, ...]``, to which alone the bounds are limited;
+            of others bounds of their membranes ``[N, T, ...]``.
+    """
+
+    first: bool
+    start: Tensor
+    within: Interval
+
+    def pick(self, index: Tensor) -> Known:
+        """Of some of the samples."""
+        return Known(self.first, self.start[index], self.within.map(lambda t: t[index]))
+
+    def join(self, other: Known) -> Known:
+        """Of these samples and others."""
+        low, high = (torch.cat(ends) for ends in zip(self.within, other.within, strict=True))
+        return Known(self.first, torch.cat([self.start, other.start]), Interval(low, high))
+
+
+@dataclass
+class Layer:
+    """A layer of neurons whose slopes are optimised.
+
+    Attributes:
+        known: before.
+        slopes: as they are: mixes, or shares of first neurons.
+        membranes: their bounds.
+        trains: of first neurons, like what follows.
+        rows: weights of the spikes, as they were last.
+        lines: weights of the currents, as they were last.
+        probe: zeros that are added to these, for the sake of their gradient.
+        currents: where the bound is attained, in the mean over the later half of the steps.
+    """
+
+    known: Known | None = None
+    slopes: Tensor | None = None
+    membranes: Interval | None = None
+    trains: first.Trains | None = None
+    rows: Tensor | None = None
+    lines: Tensor | None = None
+    probe: Tensor | None = None
+    currents: Tensor | None = None
+
+    def mixes(self, otherwise: Tensor) -> Tensor:
+        """Of neurons that are not exact, which begin as they are known or otherwise."""
+        if self.slopes is None:
+            start = otherwise if self.known is None else self.known.start.transpose(0, 1)[None]
+            self.slopes = start.clone().requires_grad_()
+        return self.slopes
+
+    def exact(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The way back through first neurons."""
+        assert self.trains is not None
+        if self.slopes is None:
+            start = None if self.known is None else self.known.start[None]
+            self.slopes = self.trains.shares(rows.detach(), start).requires_grad_()
+            self.probe = torch.zeros_like(self.slopes).requires_grad_()
+        assert self.probe is not None
+        lines, bias = self.trains.lines(rows, self.slopes)
+        self.rows, self.lines = rows.detach(), lines[:, 0].detach()
+        return lines + self.probe[:, None], bias
+
+    def found(self) -> Known:
+        """What is known of it now, of a single row."""
+        if self.trains is not None:
+            within = self.trains.limits
+            start = torch.zeros_like(within.lower) if self.lines is None else self.lines[0]
+            return Known(True, start, within)
+        assert self.membranes is not None
+        within = self.membranes.map(lambda t: t.transpose(0, 1))
+        mixes = torch.zeros_like(self.membranes.lower) if self.slopes is None else self.slopes[0]
+        return Known(False, mixes.detach().transpose(0, 1), within)
+
+
+class Slopes:
+    """The slopes of all layers of neurons, as parameters, in the order in which they are traced.
+
+    Args:
+        known: of these layers, if anything is.
+        steps: that optimise them, ``STEPS`` if not given.
+        rate: how far the first step goes, ``RATE`` if not given.
+    """
+
+    def __init__(
+        self, known: list[Known] | None = None, steps: int | None = None, rate: float | None = None
+    ) -> None:
+        self.given = known
+        self.steps = STEPS if steps is None else steps
+        self.rate = RATE if rate is None else rate
+        self.layers: list[Layer] = []
         self.in_use = False
 
-    def of(self, layer: object, start: Tensor) -> Tensor:
-        """Those of a layer, which begin as ``start``."""
-        if layer not in self.values:
-            self.values[layer] = start.detach().clone().requires_grad_()
-        return self.values[layer]
+    def layer(self) -> Layer:
+        """The next one."""
+        known = None if self.given is None else self.given[len(self.layers)]
+        self.layers.append(Layer(known))
+        return self.layers[-1]
+
+    def known(self) -> list[Known]:
+        """What is known of them now."""
+        return [layer.found() for layer in self.layers]
 
 
 class Options(NamedTuple):
@@ -191,18 +287,20 @@ def _neurons(layer: LIF, box: Interval, options: Options, before: Backward | Non
     if layer.is_relu:
         return _behind(_relu(box), scaling)
     neuron = ibp.neuron_options(layer)
-    threshold = reference.broadcast(torch.as_tensor(neuron["threshold"]).to(box.lower), box.lower)
-    slopes, key = options.slopes, object()
+    threshold = reference.broadcast(
+        torch.as_tensor(neuron["threshold"], dtype=box.lower.dtype, device=box.lower.device),
+        box.lower,
+    )
+    slopes = options.slopes
+    state = slopes.layer() if slopes else Layer()
+    known = state.known
     if options.exact_first and first.fits(neuron, box):
-        surely, maybe = first.spikes(neuron, box)
+        trains = state.trains = first.Trains(neuron, box, known.within if known else None)
 
         def exact(rows: Tensor) -> tuple[Tensor, Tensor]:
-            tilt = None
-            if slopes and slopes.in_use:
-                tilt = slopes.of(key, torch.zeros_like(rows[:, 0]))
-            return first.lines(rows, neuron, box, tilt)
+            return state.exact(rows) if slopes and slopes.in_use else trains.lines(rows)
 
-        return _behind(Traced(Interval(surely, maybe), exact, surely.numel()), scaling)
+        return _behind(Traced(trains.spikes, exact, box.lower.numel()), scaling)
     surely, maybe, low, high = functional.interval_lif(
         box.lower, box.upper, **neuron | ibp.surrogate_of(layer), return_membranes=True
     )
@@ -210,6 +308,13 @@ def _neurons(layer: LIF, box: Interval, options: Options, before: Backward | Non
         if scaling is not None:
             before = _one_after_the_other([before, scaling])
         surely, maybe, low, high = _by_rows(neuron, box, before)
+    if known is not None:
+        ends = known.within.map(lambda t: t.transpose(0, 1))
+        low = torch.maximum(low, ends.lower)
+        high = torch.maximum(low, torch.minimum(high, ends.upper))  # also where no input is left
+        fires = torch.gt if neuron["strict"] else torch.ge
+        surely, maybe = (fires(end, threshold).to(low.dtype) for end in (low, high))
+    state.membranes = Interval(low, high)
 
     def back(rows: Tensor) -> tuple[Tensor, Tensor]:
         if published.wanted():
@@ -218,7 +323,7 @@ def _neurons(layer: LIF, box: Interval, options: Options, before: Backward | Non
             )
         elif slopes and slopes.in_use:
             right = (low + high > 2 * threshold).to(low.dtype)
-            mix = slopes.of(key, right.expand(rows.shape))
+            mix = state.mixes(right.expand(rows.shape))
             lines, bias = functional.relax_lif(rows, low, high, **neuron, mix=mix)
         else:
             lines, bias = functional.relax_lif(rows, low, high, **neuron, slope=options.slope)
@@ -336,7 +441,10 @@ def _by_rows(
     one = one.expand(-1, count, *features)
     names = ("leak", "threshold")
     leak, threshold = (
-        reference.broadcast(torch.as_tensor(neuron[name]).to(like), like) for name in names
+        reference.broadcast(
+            torch.as_tensor(neuron[name], dtype=like.dtype, device=like.device), like
+        )
+        for name in names
     )
     cell = reference.Neuron(
         leak,
@@ -472,25 +580,38 @@ WITH_SLOPES_OF_THE_PAPER = Options("paper")
 
 def _optimised(value: Callable[[Tensor], Tensor], rows: Tensor, slopes: Slopes) -> Tensor:
     """The best of the bounds that slopes have on their way uphill; each of them holds."""
-    slopes.values.clear()
+    for layer in slopes.layers:
+        layer.slopes = layer.probe = layer.currents = None
     slopes.in_use = True
     best = torch.full((), -math.inf, dtype=torch.float64)
     optimizer: torch.optim.Adam | None = None
+    later = slopes.steps // 2
     with torch.enable_grad():
-        for step in range(STEPS + 1):
+        for step in range(slopes.steps + 1):
             bound = value(rows)
             best = torch.maximum(best, bound.detach().nan_to_num(-math.inf, math.inf, -math.inf))
-            chosen = list(slopes.values.values())
-            if step == STEPS or not chosen or not bound.requires_grad:
+            chosen = [layer.slopes for layer in slopes.layers if layer.slopes is not None]
+            if step == slopes.steps or not chosen or not bound.requires_grad:
                 break
             if optimizer is None:
-                optimizer = torch.optim.Adam(chosen, RATE)
-            gradients = torch.autograd.grad(-bound.sum(), chosen, allow_unused=True)
-            for parameter, gradient in zip(chosen, gradients, strict=True):
+                optimizer = torch.optim.Adam(chosen, slopes.rate)
+            probed = [layer for layer in slopes.layers if layer.probe is not None]
+            leaves = chosen + [layer.probe for layer in probed if layer.probe is not None]
+            gradients = torch.autograd.grad(-bound.sum(), leaves, allow_unused=True)
+            for parameter, gradient in zip(chosen, gradients, strict=False):
                 parameter.grad = None if gradient is None else gradient.nan_to_num(0, 0, 0)
+            for layer, gradient in zip(probed, gradients[len(chosen) :], strict=True):
+                if step >= later and gradient is not None:
+                    share = gradient.nan_to_num(0, 0, 0) / (later - slopes.steps)
+                    layer.currents = share if layer.currents is None else layer.currents + share
             optimizer.step()
             optimizer.param_groups[0]["lr"] *= DECAY
     return best
+
+
+def width(layers: list[nn.Module], box: Interval) -> int:
+    """The most numbers in a layer."""
+    return _chain(ibp.flattened(ibp.split_head(layers)[1]), box, TIGHT).width
 
 
 def totals(
@@ -499,8 +620,11 @@ def totals(
     y: Tensor,
     options: Options = TIGHT,
     least: Least | None = None,
+    only: Tensor | None = None,
 ) -> Tensor:
     """Lower bounds of the margins' sums over time, ``[N, K - 1]`` float64, j ascending without y.
+
+    With ``only`` ``[N]`` that of a single margin each, ``[N, 1]``.
 
     ``box`` bounds the input of ``layers``, the last of a network before its readout; ``least``
     knows more about which inputs there are than the box does.
@@ -512,6 +636,8 @@ def totals(
 
     traced = _chain(ibp.flattened(before), box, options, lowest if options.membranes else None)
     target = head(traced.box, y)
+    if only is not None:
+        target = ibp.Target(*(t[torch.arange(len(only)), only][:, None] for t in target))
     rows = target.weights.transpose(0, 1)[:, None]  # [K - 1, 1, N, features]
     rows = rows.expand(-1, len(box.lower), *rows.shape[2:])
 

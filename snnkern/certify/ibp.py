@@ -244,7 +244,7 @@ def interval_lif(layer: LIF, box: Interval) -> Interval:
         return box.map(torch.relu)
     neuron = neuron_options(layer)
     if first.fits(neuron, box):
-        return first.spikes(neuron, box)
+        return first.Trains(neuron, box).spikes
     options = neuron | surrogate_of(layer)
     return Interval(*functional.interval_lif(box.lower, box.upper, **options))
 

@@ -23,8 +23,8 @@ from snnkern.training.method import Losses, Memory, Method
 
 Relaxation = Literal["paper", "joint"]
 OPTIONS: dict[Relaxation, Options] = {
-    "paper": Options("paper", exact_first=False, once_over_time=False),
-    "joint": Options("edge"),
+    "paper": Options("paper", exact_first=False, once_over_time=False, outward=False),
+    "joint": Options("edge", outward=False),
 }
 
 
@@ -141,7 +141,8 @@ class Certified(Method):
         check_number("Certified: limit", self.limit, low=0, open_low=True)
 
     def losses(self, model: nn.Module, x: Tensor, y: Tensor, memory: Memory) -> Losses:
-        """The objective; its logits are the worst ones: who is right there is certified."""
+        """The objective; its logits are the worst ones: who is right there is
+        certified, but for rounding."""
         ramped = 1.0 if memory.progress >= self.ramp else memory.progress / self.ramp
         weight, share = (start + ramped * (end - start) for start, end in (self.weight, self.crown))
         clean = F.cross_entropy(model(x), y) if weight < 1 else 0
