@@ -6,17 +6,20 @@ from snnkern._info import backends, info
 from snnkern._version import __version__
 from snnkern.attacks import evaluate
 from snnkern.convert import convert
+from snnkern.inference import CompiledNetwork, compile_inference
 from snnkern.memory import keep_pages
 from snnkern.nn import IF, LIF, NormLIF, gradient
 
 __all__ = [
     "IF",
     "LIF",
+    "CompiledNetwork",
     "NormLIF",
     "__version__",
     "attacks",
     "backends",
     "certify",
+    "compile_inference",
     "convert",
     "data",
     "evaluate",

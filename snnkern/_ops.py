@@ -59,6 +59,9 @@ SCHEMAS = {
     "spike_rows": "(Tensor weight, int block) -> Tensor",
     "spike_conv2d": "(Tensor packed, SymInt[] size, SymInt[] strides, Tensor rows, Tensor? bias, "
     "SymInt out_channels, int[] stride, int[] padding, int[] dilation) -> Tensor",
+    "spike_conv2d_lif": "(Tensor packed, int timesteps, int[] size, int[] pool, Tensor rows, "
+    f"Tensor bias, Tensor? current, int[] stride, int[] padding, int[] dilation, {TENSORS}, "
+    f"{OPTIONS}) -> Tensor",
     "spike_conv2d_weight": "(Tensor grad, Tensor packed, SymInt[] size, SymInt[] strides, "
     "SymInt[] kernel, int[] padding, int block) -> Tensor",
     "rate_code": "(Tensor x, Tensor seed, int timesteps, int coding) -> Tensor",
@@ -76,7 +79,13 @@ SCHEMAS = {
     "Tensor grad_decay, Tensor grad_threshold, Tensor grad_slopes, Tensor grad_after)",
 }
 # Compiled for the CPU; on a GPU the reference runs.
-WITHOUT_GPU_KERNEL = ("count_spikes", "spike_rows", "spike_conv2d", "spike_conv2d_weight")
+WITHOUT_GPU_KERNEL = (
+    "count_spikes",
+    "spike_rows",
+    "spike_conv2d",
+    "spike_conv2d_lif",
+    "spike_conv2d_weight",
+)
 OVERLOADS = ("", ".reference", ".triton")
 
 
@@ -189,6 +198,24 @@ def _spike_conv2d_fake(
     return reference.empty_maps(rows, size, out_channels, *geometry)
 
 
+def _spike_conv2d_lif_fake(
+    packed: Tensor,
+    timesteps: int,
+    size: list[int],
+    pool: list[int],
+    rows: Tensor,
+    bias: Tensor,
+    current: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    *neurons: Any,
+) -> Tensor:
+    pooled = reference.pooled_size(size, pool)
+    maps = reference.empty_maps(rows, pooled, len(bias), stride, padding, dilation)
+    return _empty_bits(maps, len(packed))
+
+
 def _spike_conv2d_weight_fake(
     grad: Tensor,
     packed: Tensor,
@@ -277,6 +304,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "count_spikes": lambda packed: packed.new_empty((), dtype=torch.int64),
     "spike_rows": _spike_rows_fake,
     "spike_conv2d": _spike_conv2d_fake,
+    "spike_conv2d_lif": _spike_conv2d_lif_fake,
     "spike_conv2d_weight": _spike_conv2d_weight_fake,
     "rate_code": _rate_code_fake,
     "interval_lif_forward": _interval_lif_forward_fake,

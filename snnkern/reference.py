@@ -311,6 +311,56 @@ def spike_conv2d(
     return maps.copy_(torch.nn.functional.conv2d(spikes, weight, bias, stride, padding, dilation))
 
 
+def pooled_size(size: list[int], pool: list[int]) -> list[int]:
+    """That of images ``[N, C, H, W]`` after pooling by windows of this height and width."""
+    return [*size[:2], size[2] // pool[0], size[3] // pool[1]]
+
+
+def spike_conv2d_lif(
+    packed: Tensor,
+    timesteps: int,
+    size: list[int],
+    pool: list[int],
+    rows: Tensor,
+    bias: Tensor,
+    current: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    decay: Tensor,
+    threshold: Tensor,
+    synapse_decay: Tensor | None,
+    v_init: Tensor | None,
+    current_init: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    """Neurons behind a convolution: spikes ``[N * T, C, H, W]`` as bits, and so what they fire.
+
+    All lies channels last, parameters and states of neurons too. What falls into one window of
+    ``pool`` is added up; ``current`` ``[N * T, H, W, K]`` comes on top of the convolution.
+    """
+    weight = rows.permute(0, 4, 2, 1, 3).flatten(0, 1)[: len(bias)].flip(3)
+    _, channels, height, width = size
+    strides = [channels * height * width, 1, width * channels, channels]
+    spikes = unpack_spikes(packed, size, strides, rows.dtype)
+    window = torch.nn.functional.avg_pool2d(spikes, pool, divisor_override=1)
+    x = torch.nn.functional.conv2d(window, weight, bias, stride, padding, dilation)
+    x = x.permute(0, 2, 3, 1)
+    x = (x if current is None else x + current).reshape(-1, timesteps, x[0].numel()).transpose(0, 1)
+
+    def of_neurons(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.repeat(x.shape[2] // value.numel())
+
+    neurons: list[Any] = [of_neurons(value) for value in (decay, threshold, synapse_decay)]
+    neurons += [
+        None if state is None else state.expand(x.shape[1:]).contiguous()
+        for state in (v_init, current_init)
+    ]
+    neurons += options
+    fired, _, _ = lif_forward(x.contiguous(), 0, *neurons, INPUT_DTYPE, False)
+    return pack_bits(fired.transpose(0, 1).flatten(0, 1))
+
+
 def spike_conv2d_weight(
     grad: Tensor,
     packed: Tensor,

@@ -161,14 +161,17 @@ struct Cpu {
 SpikeConv spike_conv_of(const Tensor& packed, const std::vector<int64_t>& size,
                         const std::vector<int64_t>& strides, const std::vector<int64_t>& kernel,
                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                        const std::vector<int64_t>& dilation, int64_t out_channels, int64_t block) {
+                        const std::vector<int64_t>& dilation, int64_t out_channels, int64_t block,
+                        const std::vector<int64_t>& pool = {1, 1}) {
   STD_TORCH_CHECK(size.size() == 4 && strides.size() == 4,
                   "snnkern: size and strides of spikes are those of [N, C, H, W]");
   STD_TORCH_CHECK(
       kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
       "snnkern: kernel, stride, padding and dilation are of height and width");
   const auto axis = [&](std::size_t d) {
-    const int64_t in = size[d + 2], reach = dilation[d] * (kernel[d] - 1) + 1;
+    STD_TORCH_CHECK(pool[d] > 0 && size[d + 2] % pool[d] == 0,
+                    "snnkern: a pool that does not divide the maps");
+    const int64_t in = size[d + 2] / pool[d], reach = dilation[d] * (kernel[d] - 1) + 1;
     STD_TORCH_CHECK(kernel[d] > 0 && stride[d] > 0 && padding[d] >= 0 && dilation[d] > 0 &&
                         in + 2 * padding[d] >= reach,
                     "snnkern: a kernel that does not fit the maps");
@@ -183,7 +186,10 @@ SpikeConv spike_conv_of(const Tensor& packed, const std::vector<int64_t>& size,
   const bool channels_last = lies(2, 3, 1);
   STD_TORCH_CHECK(channels_last || lies(1, 2, 3),
                   "snnkern: images of spikes are contiguous, channels first or last");
-  const SpikeConv p{size[0], size[1], out_channels, axis(0), axis(1), channels_last, block};
+  const SpikeConv p{size[0],       size[1], out_channels, axis(0), axis(1),
+                    channels_last, block,   pool[0],      pool[1]};
+  STD_TORCH_CHECK(channels_last || (pool[0] == 1 && pool[1] == 1),
+                  "snnkern: what is pooled lies channels last");
   STD_TORCH_CHECK(block > 0 && block % kRowUnit == 0, "snnkern: block is no multiple of ",
                   kRowUnit);
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
@@ -256,6 +262,24 @@ Tensor spike_rows_op(const Tensor& weight, int64_t block) {
   return rows;
 }
 
+// To `out`, [image, height, width, out_channel].
+void convolve(const SpikeConv& p, const uint8_t* bits, const float* rows, const float* bias,
+              float* out) {
+  const OwnedEvents inputs(
+      p.images, p.images * p.positions() * SpikePasses::of(p).groups, p.positions() * p.channels,
+      [&](uint32_t* counts, int64_t first, int64_t last) {
+        count_inputs(p, bits, counts, first, last);
+      },
+      [&](const uint32_t* starts, uint32_t* offsets, int64_t first, int64_t last) {
+        fill_inputs(p, bits, starts, offsets, first, last);
+      });
+  const int64_t work = p.positions() * p.channels * p.height.kernel * p.row() / 16;
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work));
+  torch::stable::parallel_for(0, p.blocks() * p.images, grain, [&](int64_t first, int64_t last) {
+    spike_conv(p, inputs.get(), rows, bias, out, first, last);
+  });
+}
+
 Tensor spike_conv2d_op(const Tensor& packed, const std::vector<int64_t>& size,
                        const std::vector<int64_t>& strides, const Tensor& rows,
                        const OptionalTensor& bias, int64_t out_channels,
@@ -275,22 +299,105 @@ Tensor spike_conv2d_op(const Tensor& packed, const std::vector<int64_t>& size,
   const int64_t of_row = p.width.out * out_channels, of_image = p.height.out * of_row;
   const Tensor out = empty_strided({p.images, out_channels, p.height.out, p.width.out},
                                    {of_image, 1, of_row, out_channels}, ScalarType::Float, packed);
-  const auto* const bits = static_cast<const uint8_t*>(packed.const_data_ptr());
-  const OwnedEvents inputs(
-      p.images, p.images * p.positions() * SpikePasses::of(p).groups, p.positions() * p.channels,
-      [&](uint32_t* counts, int64_t first, int64_t last) {
-        count_inputs(p, bits, counts, first, last);
-      },
-      [&](const uint32_t* starts, uint32_t* offsets, int64_t first, int64_t last) {
-        fill_inputs(p, bits, starts, offsets, first, last);
-      });
-  auto* const to = static_cast<float*>(out.mutable_data_ptr());
-  const int64_t work = p.positions() * p.channels * p.height.kernel * p.row() / 16;
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work));
-  torch::stable::parallel_for(0, p.blocks() * p.images, grain, [&](int64_t first, int64_t last) {
-    spike_conv(p, inputs.get(), from, start, to, first, last);
-  });
+  convolve(p, static_cast<const uint8_t*>(packed.const_data_ptr()), from, start,
+           static_cast<float*>(out.mutable_data_ptr()));
   return out;
+}
+
+// Numbers of a chunk of samples, which stay in cache between a convolution and its neurons.
+constexpr int64_t kChunk = 1 << 18;
+
+// Convolution and neurons of samples [N * T, C, H, W], channels last, to [N * T, bytes]. Parameters
+// and states repeat over an image's outputs, channels last; `current` comes on top of the
+// convolution's.
+Tensor spike_conv2d_lif_op(const Tensor& packed, int64_t timesteps,
+                           const std::vector<int64_t>& size, const std::vector<int64_t>& pool,
+                           const Tensor& rows, const Tensor& bias, const OptionalTensor& current,
+                           const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                           const std::vector<int64_t>& dilation, const Tensor& decay,
+                           const Tensor& threshold, const OptionalTensor& synapse_decay,
+                           const OptionalTensor& v_init, const OptionalTensor& current_init,
+                           int64_t charge, double v_rest, double gain, int64_t synapse,
+                           int64_t reset, double v_reset, bool strict, bool delayed_spike) {
+  STD_TORCH_CHECK(size.size() == 4 && rows.dim() == 5 && rows.is_contiguous() &&
+                      bias.is_contiguous() && timesteps > 0 && size[0] % timesteps == 0,
+                  "snnkern: size is [N * T, C, H, W], rows are those of spike_rows");
+  const int64_t channels = size[1], width = size[3];
+  const SpikeConv p = spike_conv_of(
+      packed, size, {size[2] * width * channels, 1, width * channels, channels},
+      {rows.size(1), rows.size(3)}, stride, padding, dilation, bias.numel(), rows.size(4), pool);
+  STD_TORCH_CHECK(rows.size(0) == p.blocks() && rows.size(2) == p.channels,
+                  "snnkern: rows are for another convolution");
+  const int64_t neurons = p.height.out * p.width.out * p.out_channels, bytes = (neurons + 7) / 8;
+  const auto parameter = [&](const Tensor& t) {
+    const int64_t count = t.numel();
+    STD_TORCH_CHECK(
+        t.is_contiguous() && (count == 1 || count == p.out_channels || count == neurons),
+        "snnkern: a parameter needs one value, one per channel, or one per neuron");
+    return Parameter<float>{floats(t, "a parameter"), count, count == 1 ? neurons : 1};
+  };
+  const auto state = [&](const OptionalTensor& t) {
+    STD_TORCH_CHECK(!t || (t->is_contiguous() && t->numel() == neurons),
+                    "snnkern: a state needs one value per neuron");
+    return t ? floats(*t, "a state") : nullptr;
+  };
+  STD_TORCH_CHECK(!current || (current->is_contiguous() && current->numel() == size[0] * neurons),
+                  "snnkern: current is [N * T, H, W, K], contiguous");
+  const LifDynamics<float> dynamics{
+      static_cast<Charge>(charge),
+      static_cast<Reset>(reset),
+      static_cast<Synapse>(synapse),
+      strict,
+      delayed_spike,
+      static_cast<float>(v_rest),
+      static_cast<float>(v_reset),
+      static_cast<float>(gain),
+      parameter(decay),
+      parameter(threshold),
+      synapse_decay ? parameter(*synapse_decay) : Parameter<float>{nullptr, 1, 1}};
+  const float *const weights = floats(rows, "rows"), *const start = floats(bias, "bias");
+  const float *const v = state(v_init), *const c = state(current_init);
+  const float* const more = current ? floats(*current, "current") : nullptr;
+  const auto* const bits = static_cast<const uint8_t*>(packed.const_data_ptr());
+  Tensor spikes = empty_strided({p.images, bytes}, {bytes, 1}, ScalarType::Byte, packed);
+  auto* const out = static_cast<uint8_t*>(spikes.mutable_data_ptr());
+  const int64_t of_sample = timesteps * neurons, samples = size[0] / timesteps;
+  const int64_t most = std::clamp<int64_t>(kChunk / std::max<int64_t>(1, of_sample), 1, samples);
+  const auto chunk = std::make_unique_for_overwrite<float[]>(most * of_sample);
+  for (int64_t sample = 0; sample < samples; sample += most) {
+    const int64_t here = std::min(most, samples - sample), image = sample * timesteps;
+    SpikeConv of_chunk = p;
+    of_chunk.images = here * timesteps;
+    convolve(of_chunk, bits + image * p.bytes(), weights, start, chunk.get());
+    if (more) {
+      torch::stable::parallel_for(0, here * of_sample, kGrain, [&](int64_t first, int64_t last) {
+        const float* const in = more + sample * of_sample;
+        for (int64_t i = first; i < last; ++i) chunk[i] += in[i];
+      });
+    }
+    const auto forward = [&](int64_t s) {
+      return LifForward<float>{{Dtype::kFloat32, timesteps, neurons, neurons},
+                               dynamics,
+                               {},
+                               chunk.get() + s * of_sample,
+                               v,
+                               c,
+                               Dtype::kBit,
+                               8 * bytes,
+                               out + (image + s * timesteps) * bytes,
+                               nullptr,
+                               nullptr};
+    };
+    const Tiling tiling = tiling_of(forward(0));
+    const int64_t grain = std::max<int64_t>(1, kGrain / (tiling.size * timesteps));
+    torch::stable::parallel_for(0, here * tiling.count(), grain, [&](int64_t first, int64_t last) {
+      for (int64_t tile = first; tile < last; ++tile) {
+        const int64_t at = tile % tiling.count();
+        lif_forward(forward(tile / tiling.count()), tiling, at, at + 1);
+      }
+    });
+  }
+  return spikes;
 }
 
 Tensor spike_conv2d_weight_op(const Tensor& grad, const Tensor& packed,
@@ -336,5 +443,6 @@ STABLE_TORCH_LIBRARY_IMPL(snnkern, CPU, m) {
   m.impl("count_spikes", TORCH_BOX(&snnkern::cpu::count_spikes_op));
   m.impl("spike_rows", TORCH_BOX(&snnkern::cpu::spike_rows_op));
   m.impl("spike_conv2d", TORCH_BOX(&snnkern::cpu::spike_conv2d_op));
+  m.impl("spike_conv2d_lif", TORCH_BOX(&snnkern::cpu::spike_conv2d_lif_op));
   m.impl("spike_conv2d_weight", TORCH_BOX(&snnkern::cpu::spike_conv2d_weight_op));
 }

@@ -40,13 +40,19 @@ void for_each_bit(const std::uint8_t* bits, std::int64_t begin, std::int64_t cou
 template <class Call>
 void for_each_spike(const SpikeConv& p, const std::uint8_t* image, std::int64_t begin,
                     std::int64_t end, Call&& f) {
-  const std::int64_t first = begin * p.width.in, count = (end - begin) * p.width.in;
   if (p.channels_last) {
-    for (std::int64_t at = first; at < first + count; ++at) {
-      for_each_bit(image, at * p.channels, p.channels, [&](std::int64_t c) { f(c, at); });
+    std::int64_t bit = begin * p.pool_height * p.width.in * p.pool_width * p.channels;
+    for (std::int64_t row = begin * p.pool_height; row < end * p.pool_height; ++row) {
+      const std::int64_t left = row / p.pool_height * p.width.in;
+      for (std::int64_t at = left; at < left + p.width.in; ++at) {
+        for (std::int64_t k = 0; k < p.pool_width; ++k, bit += p.channels) {
+          for_each_bit(image, bit, p.channels, [&](std::int64_t c) { f(c, at); });
+        }
+      }
     }
     return;
   }
+  const std::int64_t first = begin * p.width.in, count = (end - begin) * p.width.in;
   for (std::int64_t c = 0; c < p.channels; ++c) {
     for_each_bit(image, c * p.positions() + first, count, [&](std::int64_t k) { f(c, first + k); });
   }

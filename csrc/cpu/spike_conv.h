@@ -21,9 +21,13 @@ struct SpikeConv {
   ConvAxis height, width;
   bool channels_last;  // of the bits; else channels first
   std::int64_t block;  // output channels whose weights lie together, a multiple of kRowUnit
+  // Maps of spikes, channels last, may be larger by these: what falls into one position is added
+  // up.
+  std::int64_t pool_height = 1, pool_width = 1;
 
   std::int64_t positions() const { return height.in * width.in; }
-  std::int64_t bytes() const { return (positions() * channels + 7) / 8; }  // of an image's bits
+  // Of an image's bits.
+  std::int64_t bytes() const { return (positions() * pool_height * pool_width * channels + 7) / 8; }
   std::int64_t blocks() const { return (out_channels + block - 1) / block; }
   // From one input channel's weights of a row of taps to the next channel's.
   std::int64_t row() const { return width.kernel * block; }

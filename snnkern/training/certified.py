@@ -141,8 +141,7 @@ class Certified(Method):
         check_number("Certified: limit", self.limit, low=0, open_low=True)
 
     def losses(self, model: nn.Module, x: Tensor, y: Tensor, memory: Memory) -> Losses:
-        """The objective; its logits are the worst ones: who is right there is
-        certified, but for rounding."""
+        """The objective; its logits are the worst ones, up to rounding."""
         ramped = 1.0 if memory.progress >= self.ramp else memory.progress / self.ramp
         weight, share = (start + ramped * (end - start) for start, end in (self.weight, self.crown))
         clean = F.cross_entropy(model(x), y) if weight < 1 else 0

@@ -1,0 +1,331 @@
+"""What a trained network costs where it is deployed: spike by spike, dense, and as ReLU network.
+
+    python -m benchmarks.deployment --save-results
+
+trains the ReLU network of VGG11 on handwritten digits, enlarged to 32x32, converts it to a spiking
+one of the same weights, and measures both, image by image and in batches: in plain PyTorch, with
+snnkern's layers, compiled by snnkern, and the ReLU network in ONNX Runtime. Then thresholds are
+raised and lowered, so that every layer fires at a given rate. Training is kept in a file: the same
+command goes on with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm, trange
+
+import snnkern
+from benchmarks import comparison
+from benchmarks.bench_memory import Merged
+from benchmarks.comparison import Quartiles
+from snnkern._files import write_atomically
+from snnkern.data import enlarged_digits
+from snnkern.models import SpikingNetwork, vgg11
+from snnkern.nn import LIF, NormLIF, TimeDistributed
+from snnkern.report.table import Cell, Table, percent
+
+RESULTS = Path(__file__).with_name("results")
+TIMESTEPS, EPOCHS, BATCH = 8, 3, 32
+SCALE = 0.3  # of converted thresholds
+BATCHES, THREADS = (1, 32), (1, 2)
+COMPILED = "compiled by snnkern"
+DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+
+
+def vgg(timesteps: int = 0, **options: Any) -> SpikingNetwork:
+    """The network; without timesteps, of ReLUs."""
+    return vgg11(timesteps=timesteps, bias=False, **options).eval()
+
+
+def train(images: Tensor, labels: Tensor, path: Path) -> SpikingNetwork:
+    """The ReLU network after a few epochs, or from the file."""
+    torch.manual_seed(0)
+    network = vgg()
+    if path.exists():
+        network.load_state_dict(torch.load(path, weights_only=True))
+        return network
+    optimiser = torch.optim.Adam(network.parameters(), 2e-4)
+    for epoch in range(EPOCHS):
+        order = torch.randperm(len(images)).split(BATCH)
+        for batch in tqdm(order, f"epoch {epoch + 1}", leave=False):
+            loss = F.cross_entropy(network(images[batch]), labels[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    write_atomically(path, lambda file: torch.save(network.state_dict(), file))
+    return network
+
+
+class PlainLIF(nn.Module):
+    """A loop over time, as PyTorch users write it for evaluation."""
+
+    def __init__(self, layer: LIF) -> None:
+        super().__init__()
+        if (layer.charge, layer.reset, layer.strict) != ("leak", "hard", False):
+            raise ValueError(f"layer is {layer}, expected a hard reset")
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, ...] -> [T, N, ...]``."""
+        acting = self.layer.dynamics()
+        leak, threshold = acting["leak"], acting["threshold"]
+        u, spikes = torch.zeros_like(x[0]), []
+        for current in x.unbind(0):
+            v = leak * u + current
+            spikes.append((v >= threshold).to(v.dtype))
+            u = v * (1 - spikes[-1])
+        return torch.stack(spikes)
+
+
+def batch_norm(layer: NormLIF) -> nn.BatchNorm2d:
+    """That of a layer, by itself."""
+    norm = nn.BatchNorm2d(layer.num_features, layer.eps).eval()
+    norm.load_state_dict({name: layer.state_dict()[name] for name in norm.state_dict()})
+    return norm
+
+
+def in_plain_torch(network: SpikingNetwork) -> nn.Module:
+    """The network in layers of torch alone, the image repeated for every step."""
+    network = copy.deepcopy(network)
+    layers: list[nn.Module] = []
+    for layer in network.layers.children():
+        if isinstance(layer, NormLIF):
+            layers += [Merged(batch_norm(layer)), PlainLIF(layer)]
+        elif isinstance(layer, LIF):
+            layers.append(PlainLIF(layer))
+        elif isinstance(layer, TimeDistributed):
+            layers.append(Merged(layer.module))
+        else:
+            layers.append(layer)
+    network.layers = nn.Sequential(*layers)
+    return network
+
+
+def unpacked(network: SpikingNetwork) -> SpikingNetwork:
+    """The same of the layers of torch.nn, which multiply every spike."""
+    plain = vgg(network.timesteps, pack=False)
+    for name, module in plain.named_modules():
+        if isinstance(module, LIF):
+            module.threshold = network.get_submodule(name).threshold.clone()  # type: ignore
+    plain.load_state_dict(network.state_dict())
+    return plain
+
+
+def as_relus(network: SpikingNetwork) -> nn.Module:
+    """The ReLU network without a time axis."""
+    layers: list[nn.Module] = []
+    for layer in copy.deepcopy(network).layers.children():
+        if isinstance(layer, NormLIF):
+            layers += [batch_norm(layer), nn.ReLU()]
+        elif isinstance(layer, LIF):
+            layers.append(nn.ReLU())
+        elif isinstance(layer, TimeDistributed):
+            layers.append(layer.module)
+    return nn.Sequential(network.normalize, *layers).eval()
+
+
+def in_onnx_runtime(network: nn.Module, images: Tensor, threads: int) -> Callable[[Tensor], Any]:
+    """The ReLU network as its users would run it."""
+    import onnxruntime
+
+    file = io.BytesIO()
+    export: Any = torch.onnx.export  # whose hints know paths alone
+    axes = {"images": {0: "batch"}}
+    export(network, (images,), file, dynamo=False, input_names=["images"], dynamic_axes=axes)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        file.getvalue(), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda x: session.run(None, {"images": x.numpy()})[0]
+
+
+def densities(network: nn.Module, images: Tensor) -> list[float]:
+    """Shares of neurons that fire per step, layer by layer."""
+    found: list[float] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, spikes: found.append(spikes.mean().item()))
+        for module in network.modules()
+        if isinstance(module, LIF)
+    ]
+    with torch.no_grad():
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def fire_at(network: SpikingNetwork, density: float, images: Tensor) -> None:
+    """Sets thresholds so that every layer fires at this density."""
+    layers = [module for module in network.modules() if isinstance(module, LIF)]
+    for index, layer in enumerate(layers):
+        low, high = 1e-4, 1e4
+        for _ in range(16):
+            middle = (low * high) ** 0.5
+            layer.threshold.data.fill_(middle)
+            if densities(network, images)[index] > density:
+                low = middle
+            else:
+                high = middle
+
+
+def accuracy(run: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> float:
+    """Share of images that are classified rightly."""
+    with torch.no_grad():
+        logits = [torch.as_tensor(run(batch)) for batch in images.split(BATCH)]
+    return float((torch.cat(logits).argmax(1) == labels).float().mean())
+
+
+class Row(NamedTuple):
+    """One contender in one setting."""
+
+    setting: str
+    threads: int
+    batch: int
+    what: str
+    milliseconds: float
+    ratio: Quartiles
+
+    def cells(self) -> tuple[str, ...]:
+        """As the table shows it."""
+        shown = f"{self.milliseconds:.2f}", str(self.ratio)
+        return self.setting, str(self.threads), str(self.batch), self.what, *shown
+
+
+def measure(
+    setting: str, contenders: dict[str, Callable[[Tensor], Any]], images: Tensor, rounds: int
+) -> list[Row]:
+    """Interleaved, after a round to warm up; ratios are over snnkern's compiled network."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    with torch.no_grad():
+        for _ in trange(rounds + 1, desc=f"{setting}, batch of {len(images)}", leave=False):
+            for name, run in contenders.items():
+                start = perf_counter()
+                run(images)
+                seconds[name].append(perf_counter() - start)
+    kept = {name: times[1:] for name, times in seconds.items()}
+    return [
+        Row(
+            setting,
+            torch.get_num_threads(),
+            len(images),
+            name,
+            1e3 * statistics.median(times) / len(images),
+            Quartiles.of_ratios(times, kept[COMPILED]),
+        )
+        for name, times in kept.items()
+    ]
+
+
+def all_rows(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
+    """Everything that is measured, and sentences about the networks."""
+    training, test = enlarged_digits()
+    (images, labels), (seen, classes) = training[:], test[:]
+    relu = train(images, labels, folder / "vgg11.pt").eval()
+    batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
+    network = snnkern.convert(relu, batches, TIMESTEPS, scale=SCALE, progress=False).eval()
+    relus = as_relus(unpacked(relu))
+    rows: list[Row] = []
+
+    def spiking() -> dict[str, Callable[[Tensor], Any]]:
+        dense = unpacked(network)
+        return {
+            "plain PyTorch": in_plain_torch(dense),
+            "snnkern, dense": dense,
+            "snnkern, by events": network,
+            COMPILED: snnkern.compile_inference(network),
+        }
+
+    fired = densities(network, seen[:BATCH])
+    neurons = neurons_of(network, seen[:1])
+    spikes = sum(TIMESTEPS * share * count for share, count in zip(fired, neurons, strict=True))
+    notes = [
+        f"accuracy on {len(seen)} images: ReLU network {percent(accuracy(relus, seen, classes))}, "
+        f"spiking {percent(accuracy(network, seen, classes))}, compiled "
+        f"{percent(accuracy(snnkern.compile_inference(network), seen, classes))}",
+        f"{spikes:,.0f} spikes per image; shares of neurons that fire in a step, by layer: "
+        + ", ".join(f"{share:.3f}" for share in fired),
+    ]
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        alone: dict[str, Callable[[Tensor], Any]] = {
+            "ReLU, PyTorch": relus,
+            "ReLU, ONNX Runtime": in_onnx_runtime(relus, seen[:2], threads),
+        }
+        for batch in BATCHES:
+            rows += measure("as trained", spiking() | alone, seen[:batch], rounds)
+    for density in DENSITIES:
+        fire_at(network, density, seen[:2])
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            rows += measure(f"{density:.0%} fire", spiking(), seen[:8], max(3, rounds // 2))
+    return rows, notes
+
+
+def neurons_of(network: nn.Module, image: Tensor) -> list[int]:
+    """How many neurons every layer has."""
+    found: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, spikes: found.append(spikes[0].numel()))
+        for module in network.modules()
+        if isinstance(module, LIF)
+    ]
+    with torch.no_grad():
+        network(image)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains, measures, prints and saves."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.deployment",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--folder", type=Path, default=Path("runs/deployment"), help="of the trained network")
+    add("--rounds", type=int, default=9)
+    add(
+        "--save-results",
+        action="store_true",
+        help="write the table to benchmarks/results, named after the machine",
+    )
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    snnkern.keep_pages()
+    about = comparison.facts("python", "-m", "benchmarks.deployment", *given)
+    try:
+        rows, notes = all_rows(options.folder, options.rounds)
+    except KeyboardInterrupt:
+        return 130
+    head = ("network", "threads", "batch", "what", "ms per image", "time over compiled (quartiles)")
+    caption = (
+        f"VGG11 at 32x32, T = {TIMESTEPS}, float32, pages kept; medians of {options.rounds} "
+        "interleaved rounds (half as many where thresholds were set). " + "; ".join(notes) + "."
+    )
+    body = tuple(tuple(map(Cell, row.cells())) for row in rows)
+    table = Table(caption, tuple(map(Cell, head)), body)
+    print(table.text())
+    if options.save_results:
+        cases = [row._asdict() for row in rows]
+        for path in comparison.save(RESULTS, about, cases, table.markdown(), "-deployment"):
+            print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
