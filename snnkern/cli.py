@@ -116,17 +116,25 @@ def _parser() -> argparse.ArgumentParser:
     attack.add_argument(
         "--eps",
         type=_number,
-        help="size of the perturbations, in l_inf, such as 0.1 or 8/255; that of the run's "
-        "training unless given, or 8/255 where it has none",
+        nargs="+",
+        help="size of the perturbations, in l_inf, such as 0.1 or 8/255, or several; that of the "
+        "run's training unless given, or 8/255 where it has none",
     )
     attack.add_argument(
         "--attacks",
         nargs="+",
         metavar="NAME",
         help="fgsm; pgd20; apgd100; ensemble19: PGD-20 through the 19 surrogates of Ozdenizci & "
-        "Legenstein; strongest: SA-PGD-100 through those chosen by measurement; square. Unless "
-        "given: fgsm, pgd20 and strongest",
+        "Legenstein; strongest: APGD-100 through those chosen by measurement, then targeted, "
+        "then, on small networks, a search among spike trains; square. Unless given: fgsm, pgd20 "
+        "and strongest",
         default=argparse.SUPPRESS,
+    )
+    attack.add_argument(
+        "--certificates",
+        choices=("ibp", "crown", "best", "tight"),
+        help="also certify by these bounds, within the same sizes, and stop where an attack "
+        "contradicts them",
     )
     _add_data(attack)
     attack.add_argument("--images", type=int, help="how many test images; all unless given")
@@ -233,8 +241,8 @@ def _attack(options: argparse.Namespace) -> None:
     from snnkern.training.attack import attack_run
 
     keep_pages()
-    names = ("eps", "attacks", "data", "images", "batch_size", "checks", "seed", "device")
-    given = {name: value for name, value in vars(options).items() if name in names}
+    own = ("command", "run", "quiet")
+    given = {name: value for name, value in vars(options).items() if name not in own}
     result = attack_run(options.run, **given, progress=not options.quiet)
     if os.environ.get("RANK", "0") == "0":
         print(result.to_text())

@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import Subset
+from tqdm import tqdm
 
 from snnkern._checks import check_int
 from snnkern._files import write_atomically
 from snnkern.attacks import (
     APGD,
-    DEFAULT_ENSEMBLE,
     FGSM,
     PGD,
     SAPGD,
     Attack,
+    Cascade,
     Ensemble,
     Evaluation,
     Square,
     check,
     evaluate,
+    strongest,
 )
+from snnkern.certify import Certificate, verify
+from snnkern.certify.bounds import Method
 from snnkern.data import Samples, loader
+from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding
+from snnkern.report.table import eps_text
 from snnkern.training.ranks import Ranks, usable_device
 from snnkern.training.recipe import STAND_INS, Recipe
 from snnkern.training.start import load_run, run_folder, threads
 
-# By name: the attack of a size, with so many draws for a gradient.
-ATTACKS: dict[str, Callable[[float, int], Attack]] = {
-    "fgsm": lambda eps, eot: FGSM(eps, eot=eot),
-    "pgd20": lambda eps, eot: PGD(eps, steps=20, eot=eot),
-    "apgd100": lambda eps, eot: APGD(eps, steps=100, stop=True, eot=eot),
-    "ensemble19": lambda eps, eot: Ensemble(PGD(eps, steps=20, eot=eot)),
-    "strongest": lambda eps, eot: Ensemble(
-        SAPGD(eps, steps=100, stop=True, eot=eot), DEFAULT_ENSEMBLE
-    ),
-    "square": lambda eps, eot: Square(eps, 1000, rescale=True, eot=eot),
+# By name: the attack on a network, of images like these and of a size, with so many draws for a
+# gradient.
+ATTACKS: dict[str, Callable[[nn.Module, Tensor, float, int], Attack]] = {
+    "fgsm": lambda _, __, eps, eot: FGSM(eps, eot=eot),
+    "pgd20": lambda _, __, eps, eot: PGD(eps, steps=20, eot=eot),
+    "apgd100": lambda _, __, eps, eot: APGD(eps, steps=100, stop=True, eot=eot),
+    "ensemble19": lambda _, __, eps, eot: Ensemble(PGD(eps, steps=20, eot=eot)),
+    "strongest": lambda model, x, eps, eot: strongest(model, x, eps, eot=eot),
+    "square": lambda _, __, eps, eot: Square(eps, 1000, rescale=True, eot=eot),
 }
 DEFAULT_ATTACKS = ("fgsm", "pgd20", "strongest")
 DEFAULT_EPS = 8 / 255
@@ -49,7 +56,8 @@ DRAWS = 10
 def attack_run(
     path: Path,
     *,
-    eps: float | None = None,
+    eps: float | Sequence[float] | None = None,
+    certificates: Method | None = None,
     attacks: Sequence[str] = DEFAULT_ATTACKS,
     data: Path | None = None,
     images: int | None = None,
@@ -65,8 +73,10 @@ def attack_run(
 
     Args:
         path: of the run; see ``load_run``.
-        eps: size of the perturbations, l_inf; that of the run's training unless given, or 8/255
-            where that has none.
+        eps: size of the perturbations, l_inf, or several; that of the run's training unless given,
+            or 8/255 where that has none. With several, the names of attacks end in theirs, and the
+            checks are of the first.
+        certificates: also certify by this method, within every eps; see ``snnkern.certify.verify``.
         attacks: their names in ``ATTACKS``.
         data: where data sets lie.
         images: how many of the test images, from the first; all unless given.
@@ -78,6 +88,7 @@ def attack_run(
 
     Raises:
         FileNotFoundError: there is no such run, or data is missing.
+        TypeError: certificates of a network that cannot be bounded.
         ValueError: an unknown attack, or an impossible size or number.
     """
     for name in attacks:
@@ -94,20 +105,38 @@ def attack_run(
         test = Subset(test, range(min(images, len(test))))
     check_int("batch_size", batch_size, 1)
     batches = loader(test, batch_size)
-    size = _trained_eps(recipe) if eps is None else eps
+    sizes = (_trained_eps(recipe),) if eps is None else (eps,) if isinstance(eps, float) else eps
     eot = DRAWS if _draws(model) else 1
+    one = next(iter(batches))[0][:1].to(where)
     # From the weakest to the strongest, and each once.
-    chosen = {name: kind(size, eot) for name, kind in ATTACKS.items() if name in attacks}
-    if not recipe.spikes and "strongest" in chosen:  # there is but one gradient
-        chosen["strongest"] = SAPGD(size, steps=100, stop=True)
-    checked = [a for a in chosen.values() if isinstance(a, PGD | APGD | SAPGD | Ensemble)]
+    chosen = {
+        name if len(sizes) == 1 else f"{name} {eps_text(size)}": kind(model, one, size, eot)
+        for size in sizes
+        for name, kind in ATTACKS.items()
+        if name in attacks
+    }
+    of_first = [a.attacks[0] if isinstance(a, Cascade) else a for a in chosen.values()]
+    of_first = of_first[: len(of_first) // len(sizes)]
+    checked = [a for a in of_first if isinstance(a, PGD | APGD | SAPGD | Ensemble)]
     with threads(recipe.settings.get("threads")):
         found = (
             check(model, batches, checked[-1], seed=seed, progress=progress)
             if checks and checked
             else ()
         )
-        result = evaluate(model, batches, chosen, checks=found, seed=seed, progress=progress)
+        proved = [
+            _certified(model, batches, size, certificates, where, progress)
+            for size in (sizes if certificates else ())
+        ]
+        result = evaluate(
+            model,
+            batches,
+            chosen,
+            certificates=proved,
+            checks=found,
+            seed=seed,
+            progress=progress,
+        )
     if ranks.rank == 0:
         folder = run_folder(path)
         title = recipe.settings["title"]
@@ -117,6 +146,28 @@ def attack_run(
         markdown = f"# {title}\n\n{result.to_markdown()}\n"
         write_atomically(folder / "evaluation.md", markdown.encode())
     return result
+
+
+def _certified(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    eps: float,
+    method: Method,
+    device: torch.device,
+    progress: bool,
+) -> Certificate:
+    """Of all samples, in their order."""
+    if not isinstance(model, SpikingNetwork):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a snnkern.models.SpikingNetwork, "
+            "which can be bounded"
+        )
+    bar = tqdm(batches, desc=f"certify {eps_text(eps)}", disable=not progress, delay=1)
+    parts = [verify(model, x.to(device), y.to(device), eps, method) for x, y in bar]
+    certified, margin = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("certified", "margin")
+    )
+    return replace(parts[0], certified=certified, margin=margin)
 
 
 def _trained_eps(recipe: Recipe) -> float:
