@@ -16,7 +16,7 @@ from snnkern.attacks import losses
 from snnkern.attacks.attack import Attack, Loss, Norm, Victim
 from snnkern.attacks.sapgd import SAPGD
 from snnkern.autograd import is_constant
-from snnkern.nn import LIF, Direct, Gradient, RateCoding
+from snnkern.nn import LIF, Direct, Gradient, RateCoding, watch_neurons
 from snnkern.surrogate import FastSigmoid
 
 # Trains that are changed at once, at most.
@@ -328,21 +328,13 @@ def _best(images: Tensor, trains: Tensor, margins: Tensor, count: int) -> tuple[
 
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[list[tuple[LIF, Tensor, Tensor]]]:
-    """Within the block a list of the layers of neurons that ran: with their currents and spikes."""
+    """Within the block a list with the first neurons that ran, their currents and their spikes."""
     seen: list[tuple[LIF, Tensor, Tensor]] = []
 
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-        assert isinstance(layer, LIF)
-        spikes = output[0] if isinstance(output, tuple) else output
-        if not seen and not layer.is_relu and isinstance(spikes, Tensor):
-            x = inputs[0]
-            current = layer.current(x[:1]).expand(len(x), *x.shape[1:]) if is_constant(x) else x
+    def look(name: str, layer: LIF, x: Tensor, spikes: Tensor) -> None:
+        if not seen and not layer.is_relu:
+            current = layer.current(x[:1]).expand(x.shape) if is_constant(x) else layer.current(x)
             seen.append((layer, current, spikes))
 
-    layers = [module for module in model.modules() if isinstance(module, LIF)]
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
+    with watch_neurons(model, look):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
