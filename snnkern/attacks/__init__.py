@@ -12,6 +12,7 @@ from snnkern.attacks.patterns import Patterns
 from snnkern.attacks.pgd import BIM, PGD
 from snnkern.attacks.sandwich import ContradictionError
 from snnkern.attacks.sapgd import SAPGD
+from snnkern.attacks.sharpness import fitted_assg
 from snnkern.attacks.spike_flip import SpikeFlip
 from snnkern.attacks.square import Square
 from snnkern.attacks.stateless import Stateless
@@ -40,5 +41,6 @@ __all__ = [
     "Transfer",
     "check",
     "evaluate",
+    "fitted_assg",
     "strongest",
 ]
