@@ -671,5 +671,5 @@ def test_the_share_of_assg_is_the_best_that_was_tried() -> None:
     # One round: the better of the two points.
     once = fitted_assg(net, x, y, attack, low=shares[0], high=shares[1], rounds=1, seed=5)
     assert left(once.share) == min(map(left, first))
-    with pytest.raises(ValueError, match="low is 0.4 and high is 0.3"):
+    with pytest.raises(ValueError, match=r"low is 0\.4 and high is 0\.3"):
         fitted_assg(net, x, y, attack, low=0.4, high=0.3)
