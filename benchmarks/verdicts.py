@@ -202,7 +202,7 @@ def sentences(large: dict[str, dict[str, float]], little: dict[str, dict[str, fl
         lines.append(f"The strongest is at or below all on the {network} network: {verdict}.")
     for network, shares in little.items():
         exact = next(share for name, share in shares.items() if name.startswith("exact"))
-        above = shares[STRONGEST] - exact
+        above = round(shares[STRONGEST] - exact, 9)
         verdict = "yes" if above <= 0.02 else "no"
         lines.append(
             f"Within 2 points of the exact value on the small {network} network: {verdict} "
