@@ -195,7 +195,10 @@ def test_the_strongest_is_what_the_network_allows() -> None:
     net = tiny_net(classes=4)
     net.encoder = RateCoding(3)
     assert kinds(net, eot=3) == [Ensemble, SAPGD]
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
     assert strongest(net, images(1), 0.1, eot=3).eot == 3
+    assert torch.equal(torch.random.get_rng_state(), before)
     net = tiny_net(classes=4)
     net.timesteps = 0
     assert kinds(net) == [APGD, SAPGD]

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from snnkern.attacks.apgd import APGD
 from snnkern.attacks.attack import CLASSES, Attack, Loss, Norm, Victim
+from snnkern.attacks.chance import follow
 from snnkern.attacks.ensemble import DEFAULT_ENSEMBLE, Ensemble
 from snnkern.attacks.patterns import Patterns
 from snnkern.attacks.sapgd import SAPGD
+from snnkern.attacks.stateless import stateless
 from snnkern.nn import LIF, Gradient, evaluation_mode
 
 
@@ -81,8 +83,9 @@ def strongest(model: nn.Module, x: Tensor, eps: float = 8 / 255, *, eot: int = 1
         eot: see ``Attack``.
     """
     spiking = any(isinstance(m, LIF) and not m.is_relu for m in model.modules())
-    with torch.no_grad(), evaluation_mode(model):
-        classes = model(x[:1]).shape[1]
+    own_chance = follow(torch.Generator(x.device), x.device)
+    with torch.no_grad(), evaluation_mode(model), own_chance:
+        classes = stateless(model)(x[:1]).shape[1]
         searched = eot == 1 and spiking and Patterns.why_not(model, x) is None
     margin = APGD(eps, steps=100, stop=True, loss="margin", eot=eot)
     attacks: list[Attack] = [Ensemble(margin, DEFAULT_ENSEMBLE) if spiking else margin]

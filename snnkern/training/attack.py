@@ -105,7 +105,7 @@ def attack_run(
         test = Subset(test, range(min(images, len(test))))
     check_int("batch_size", batch_size, 1)
     batches = loader(test, batch_size)
-    sizes = (_trained_eps(recipe),) if eps is None else (eps,) if isinstance(eps, float) else eps
+    sizes = eps if isinstance(eps, Sequence) else (_trained_eps(recipe) if eps is None else eps,)
     eot = DRAWS if _draws(model) else 1
     one = next(iter(batches))[0][:1].to(where)
     # From the weakest to the strongest, and each once.
