@@ -18,6 +18,7 @@ import snnkern
 from snnkern.certify import verify
 from snnkern.cli import main
 from snnkern.data import digits
+from snnkern.models import SpikingNetwork
 from snnkern.report import Study
 from snnkern.training import EpochRecord, load_checkpoint
 from snnkern.training.recipe import Recipe
@@ -263,7 +264,8 @@ def test_attack_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert list(found["attacks"]) == ["clean", "fgsm 0.01", "fgsm 8/255"]
     assert [c["eps"] for c in found["certificates"]] == [0.01, 8 / 255]
-    by_hand = verify(model, *digits().test[:30], 0.01, "ibp").certified
+    assert isinstance(model, SpikingNetwork)
+    by_hand = verify(model, test[0][:30], test[1][:30], 0.01, "ibp").certified
     assert found["certificates"][0]["certified"] == by_hand.tolist()
     for arguments, message in (
         (["--attacks", "fgms"], "attacks has 'fgms', expected some of fgsm, pgd20, .*strongest"),

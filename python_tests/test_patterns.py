@@ -36,7 +36,8 @@ def images(count: int, seed: int = 0, side: int = 2) -> Tensor:
 
 def predicted(net: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return net.eval()(x).argmax(1)
+        found: Tensor = net.eval()(x).argmax(1)
+    return found
 
 
 # Against the truth
@@ -97,6 +98,7 @@ def test_norms_and_convolutions_have_their_derivative() -> None:
     net = conv_net(3, 2, input_shape=(1, 4, 4), channels=(2,), hidden=(), leak=0.5).eval()
     norm = NormLIF(2, leak=0.5)
     norm.running_mean, norm.running_var = torch.tensor([0.1, -0.2]), torch.tensor([0.5, 2.0])
+    assert isinstance(net.layers, nn.Sequential)
     net.layers[1] = norm
     x = images(3, 0, 4)
     first = _First.of(net.eval(), x)
@@ -132,7 +134,7 @@ def test_the_best_of_all_patterns_are_kept_once() -> None:
     trains = torch.tensor([[[1, 0], [1, 0], [0, 2], [2, 2]], [[0, 0], [0, 1], [0, 0], [0, 0]]])
     margins = torch.tensor([[-1.0, -0.5, -3.0, -2.0], [-1.0, -2.0, -0.1, -4.0]])
     x = torch.arange(8.0).view(2, 4, 1)
-    found = _best(x, trains, margins, 2)
+    found = _best((x, trains, margins), 2)
     assert found[0][..., 0].tolist() == [[1, 3], [6, 5]]
     assert found[1].tolist() == [[[1, 0], [2, 2]], [[0, 0], [0, 1]]]
     torch.testing.assert_close(found[2], torch.tensor([[-0.5, -2.0], [-0.1, -2.0]]))

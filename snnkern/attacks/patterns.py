@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -144,7 +144,7 @@ class Patterns(Attack):
                 looked = first.look(victim.only(at), tried.flatten(0, 1))
             new = (t.unflatten(0, (len(left), self.candidates)) for t in looked)
             pairs = zip((images, trains, margins), (tried, *new), strict=True)
-            images, trains, margins = _best(*(torch.cat(pair, 1) for pair in pairs), self.pool)
+            images, trains, margins = _best([torch.cat(pair, 1) for pair in pairs], self.pool)
         best[left] = images[:, 0]
         return best
 
@@ -196,9 +196,8 @@ class Patterns(Attack):
         lower, upper = first.between(trains, worth)
         start, low, high = (t.flatten(1).to(lower) for t in (images, low, high))
         solved = first.solve(start, lower, upper, low, high, self.iterations)
-        return self.project(solved.to(x.dtype).view_as(images), x[at]).unflatten(
-            0, (count, self.candidates)
-        )
+        tried = self.project(solved.to(x.dtype).view_as(images), x[at])
+        return tried.view(count, self.candidates, *x.shape[1:])
 
 
 class _First(NamedTuple):
@@ -219,13 +218,13 @@ class _First(NamedTuple):
         """Of a network that suits; see ``Patterns.why_not``."""
         pixels, wide = x[0].numel(), torch.promote_types(x.dtype, torch.float32)
         basis = torch.cat([x.new_zeros(1, pixels), torch.eye(pixels, dtype=x.dtype).to(x)])
-        parts = []
+        looks = []
         for images in basis.split(512):
             with torch.no_grad(), _watching(model) as seen:
                 model(images.view(-1, *x.shape[1:]))
-            parts.append(seen[0][1][0].flatten(1))
-        current = torch.cat(parts).to(wide)
-        layer, like, spikes = seen[0]
+            looks += seen
+        current = torch.cat([of_images[0].flatten(1) for _, of_images, _ in looks]).to(wide)
+        layer, like, spikes = looks[0]
         timesteps = len(spikes)
         acting = layer.dynamics()
         leak, threshold = (
@@ -275,7 +274,7 @@ class _First(NamedTuple):
             total = (chosen[:, 0] - logits.gather(1, victim.y[:, None])[:, 0]).sum()
             (of_spikes,) = torch.autograd.grad(total, seen[0][2])
         values = torch.einsum("tbn,pt->bnp", of_spikes.flatten(2).to(self.steps), self.steps)
-        return values.unflatten(0, images.shape[:2])
+        return values.view(*images.shape[:2], *values.shape[1:])
 
     def between(self, trains: Tensor, worth: Tensor) -> tuple[Tensor, Tensor]:
         """The currents of trains; without the end behind which all trains are worth as much."""
@@ -310,8 +309,9 @@ class _First(NamedTuple):
         return images
 
 
-def _best(images: Tensor, trains: Tensor, margins: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Of every sample the images of the largest margins, each pattern of trains once."""
+def _best(found: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
+    """Of every sample the largest margins, with their images and trains, each pattern once."""
+    images, trains, margins = found
     samples, many = margins.shape
     order = margins.argsort(1, descending=True)
     of = torch.arange(samples, device=images.device)[:, None]

@@ -124,10 +124,10 @@ def attack_run(
             if checks and checked
             else ()
         )
-        proved = [
-            _certified(model, batches, size, certificates, where, progress)
-            for size in (sizes if certificates else ())
-        ]
+        proved = []
+        if certificates is not None:
+            common = (certificates, where, progress)
+            proved = [_certified(model, batches, size, *common) for size in sizes]
         result = evaluate(
             model,
             batches,
