@@ -31,7 +31,9 @@ from snnkern.attacks import (
     RFGSM,
     SAPGD,
     Attack,
+    Cascade,
     GaussianNoise,
+    Patterns,
     Square,
     Transfer,
 )
@@ -58,6 +60,8 @@ KINDS: dict[str, Callable[[float], Attack]] = {
     "SAPGD": lambda eps: SAPGD(eps, steps=8),
     "SAPGD start": lambda eps: SAPGD(eps, steps=8, random_start=False),
     "Square": lambda eps: Square(eps, queries=20, restarts=2),
+    "Patterns": lambda eps: Patterns(eps, 2, 8, 4, 10, 3),
+    "Cascade": lambda eps: Cascade([PGD(eps), Square(eps, queries=20), BIM(eps, steps=3)]),
     "GN": GaussianNoise,
     "GN l2": lambda eps: GaussianNoise(eps, norm="l2"),
 }

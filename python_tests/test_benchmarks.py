@@ -19,6 +19,7 @@ from benchmarks.comparison import (
     layer_shape,
     tables,
 )
+from benchmarks.verdicts import STRONGEST, sentences, table
 
 
 def outputs_of(*tensors: Tensor) -> Contenders:
@@ -89,3 +90,22 @@ def test_tables_state_the_bars_and_leave_out_empty_columns() -> None:
     ]
     assert "1 thread over all" in one
     assert "1 thread over all" not in two
+
+
+def test_verdicts_say_where_ours_is_not_the_lowest() -> None:
+    low, high = {"clean": 1.0, "AutoAttack": 0.4, STRONGEST: 0.4}, {"PGD": 0.3, STRONGEST: 0.4}
+    little = {"natural": {STRONGEST: 0.52, "exact": 0.5}, "adversarial": {STRONGEST: 0.53}}
+    little["adversarial"]["exact (1 of 60 undecided, as robust)"] = 0.5
+    said = sentences({"natural": low, "certified": high}, little)
+    assert [line.partition(": ")[2] for line in said] == [
+        "yes.",
+        "no: PGD is lower.",
+        "yes (+2.0).",
+        "no (+3.0).",
+    ]
+    rows = table("caption", {"one": low, "other": high}).rows
+    assert [[cell.text for cell in row] for row in rows[1:]] == [
+        ["AutoAttack", "40.0", ""],
+        [STRONGEST, "40.0", "40.0"],
+        ["PGD", "", "30.0"],
+    ]

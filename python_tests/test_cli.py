@@ -16,8 +16,10 @@ import pytest
 import torch
 
 import snnkern
+from snnkern.certify import verify
 from snnkern.cli import BROKEN_PIPE, INTERRUPTED, main, parser
 from snnkern.data import digits
+from snnkern.models import SpikingNetwork
 from snnkern.report import Study
 from snnkern.training import EpochRecord, load_checkpoint
 from snnkern.training.recipe import Recipe
@@ -222,9 +224,10 @@ def test_options_reach_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
         "attack run --eps 8/255 0.1 --attacks fgsm square --data digits --images 5 --batch-size 3"
     )
     assert main([*line.split(), "--no-checks", "--seed", "2", "--device", "cpu", "--quiet"]) == 0
-    plain: dict[str, object] = dict.fromkeys(("eps", "data", "images", "device"))
+    plain: dict[str, object] = dict.fromkeys(("eps", "certificates", "data", "images", "device"))
     given: dict[str, object] = {
         "eps": [8 / 255, 0.1],
+        "certificates": None,
         "attacks": ["fgsm", "square"],
         "data": Path("digits"),
         "images": 5,
@@ -266,6 +269,15 @@ def test_attack_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert text.startswith("# Digits, RAT\n\n| attack |")
     assert "| worst case |" in text
     assert "| one step beats many by |" in text
+    options = ["--eps", "0.01", "8/255", "--certificates", "ibp", "--attacks", "fgsm"]
+    assert main(["attack", run, *options, "--images", "30", "--batch-size", "20", *quiet]) == 0
+    assert "ibp certified within 0.01" in capfd.readouterr().out
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert list(found["attacks"]) == ["clean", "fgsm 0.01", "fgsm 8/255"]
+    assert [c["eps"] for c in found["certificates"]] == [0.01, 8 / 255]
+    assert isinstance(model, SpikingNetwork)
+    by_hand = verify(model, test[0][:30], test[1][:30], 0.01, "ibp").certified
+    assert found["certificates"][0]["certified"] == by_hand.tolist()
     for arguments, message in (
         (["--attacks", "fgms"], "attacks has 'fgms', expected some of fgsm, pgd20, .*members19"),
         (["--eps", "-1"], "eps is -1.0, expected a finite number of at least 0"),

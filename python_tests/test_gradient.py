@@ -309,6 +309,23 @@ def test_assg_keeps_moments_that_it_is_given() -> None:
     assert ASSG(moments=moments) == ASSG()
 
 
+def test_assg_follows_every_call_of_a_layer() -> None:
+    neurons = snnkern.LIF(0.8, 0.5)
+    linear = [snnkern.nn.TimeDistributed(nn.Linear(*sizes)).double() for sizes in ((4, 6), (6, 3))]
+    once = nn.Sequential(linear[0], snnkern.LIF(0.8, 0.5), linear[1], snnkern.LIF(0.8, 0.5))
+    twice = nn.Sequential(linear[0], neurons, linear[1], neurons)
+    x = random(3, 5, 4, dtype=torch.float64)
+    found = []
+    for net in (once, twice):
+        with snnkern.gradient(net, ASSG()):
+            for scale in (1.0, 2.0, 0.5):
+                images = (scale * x).requires_grad_()
+                (g,) = torch.autograd.grad(net(images).sum(), images)
+                found.append(g)
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert_same_bits(one, other)
+
+
 def test_assg_refuses_another_batch() -> None:
     net, (x, y) = tiny_net(4).double(), images()
     with snnkern.gradient(net, ASSG()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,12 +35,15 @@ from snnkern.attacks import (
     SpikeFlip,
     Square,
     Stateless,
+    fitted_assg,
 )
 from snnkern.attacks.apgd import checkpoints
 from snnkern.attacks.attack import Victim
+from snnkern.attacks.iterated import Search
 from snnkern.attacks.losses import decide, dlr, margin, targeted_dlr
 from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import MeanReadout, RateCoding, TimeDistributed
+from snnkern.surrogate import ASSG
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -617,3 +621,55 @@ def test_too_few_classes_are_refused(loss: Any, classes: int, least: int) -> Non
     expected = f"loss is '{loss}' and model gives {classes} classes, expected {least} or more"
     with pytest.raises(ValueError, match=expected):
         APGD(0.1, loss=loss)(net, x, y.clamp(max=min(1, classes - 1)))
+
+
+class Answers(nn.Module):
+    """Gives logits of a list, whatever it is asked."""
+
+    def __init__(self, *logits: Tensor) -> None:
+        super().__init__()
+        self.logits = list(logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.pop(0)[: len(x)]
+
+
+def test_with_draws_a_sample_is_left_when_others_break_it_too() -> None:
+    right, wrong = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    x, y = torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
+    # Of the two that the first draws break, the second is right in the mean of the next two.
+    again = [torch.stack([wrong, 3 * right]), torch.stack([wrong, wrong])]
+    model = Answers(*again)
+    search = Search(Victim(model, y, eot=2), x, stop=True)
+    logits = torch.stack([wrong, wrong, right])
+    (images,) = search.see(x, logits, torch.zeros(3))
+    assert search.at.tolist() == [1, 2]
+    assert_same_bits(images, x[1:])
+    assert search.best.broken.tolist() == [True, True, False]
+    assert model.logits == []
+    search = Search(Victim(model, y), x, stop=True)
+    search.see(x, logits, torch.zeros(3))
+    assert search.at.tolist() == [2]
+
+
+def test_the_share_of_assg_is_the_best_that_was_tried() -> None:
+    x, y = torch.rand(40, 1, 2, 2, generator=generator()), torch.zeros(40, dtype=torch.int64)
+    net = tiny_net(classes=3)
+    y = net(x).argmax(1)
+    attack = PGD(0.1, steps=3)
+    shares = (0.1, 0.49)
+
+    def left(share: float) -> int:
+        images = replace(attack, gradient=ASSG(share))(net, x, y, generator(5))
+        return int((decide(net(images), y) == y).sum())
+
+    found = fitted_assg(net, x, y, attack, low=shares[0], high=shares[1], rounds=4, seed=5)
+    assert shares[0] < found.share < shares[1]
+    third = (shares[1] - shares[0]) / 3
+    first = (shares[0] + third, shares[1] - third)
+    assert left(found.share) <= min(map(left, first))
+    # One round: the better of the two points.
+    once = fitted_assg(net, x, y, attack, low=shares[0], high=shares[1], rounds=1, seed=5)
+    assert left(once.share) == min(map(left, first))
+    with pytest.raises(ValueError, match=r"low is 0\.4 and high is 0\.3"):
+        fitted_assg(net, x, y, attack, low=0.4, high=0.3)

@@ -150,10 +150,16 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME",
         help="fgsm; pgd20; apgd100; ensemble19: PGD-20 through the 19 surrogates of Ozdenizci & "
-        "Legenstein, one after the other; strongest: SA-PGD-100 through those chosen by "
-        "measurement; square; members19: each of the 19 by itself, at one size. Unless given: "
-        "fgsm, pgd20 and strongest",
+        "Legenstein, one after the other; strongest: APGD-100 through those chosen by "
+        "measurement, then targeted, then, on small networks, a search among spike trains; square; "
+        "members19: each of the 19 by itself, at one size. Unless given: fgsm, pgd20 and strongest",
         default=argparse.SUPPRESS,
+    )
+    attack.add_argument(
+        "--certificates",
+        choices=("ibp", "crown", "best", "tight"),
+        help="also certify by these bounds, within the same sizes, and stop where an attack "
+        "contradicts them",
     )
     _add_data(attack)
     _add_images(attack)
@@ -407,7 +413,8 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _attack(options: argparse.Namespace) -> None:
     from snnkern.training.attack import attack_run
 
-    names = ("eps", "attacks", "data", "images", "batch_size", "checks", "seed", "device")
+    names = ("eps", "certificates", "attacks", "data", "images", "batch_size")
+    names += ("checks", "seed", "device")
     given = _given(options, *names)
     result = attack_run(options.run, **given, progress=not options.quiet)
     if _first_process():

@@ -286,21 +286,42 @@ class PDSG(NotPointwise):
 class Moments:
     """What ``ASSG`` has seen of a layer's neurons, ``[T, N, ...]``: mean and deviation of ``|z|``.
 
-    ``held``: see without remembering.
+    ``held``: see without remembering. A layer that runs several times in one forward pass has
+    moments for every time, told apart by their order in the backward pass ``task``: these, and
+    those of ``others``.
     """
 
     mean: Tensor | None = None
     deviation: Tensor | None = None
     held: bool = False
+    others: list[Moments] = field(default_factory=list, repr=False)
+    task: int = -1
+    number: int = 0
+
+    def of_call(self) -> Moments:
+        """Those that the backward pass which runs now asks for next."""
+        # A compiler cannot trace it: there a layer has moments for one time.
+        task = -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+        self.number = self.number + 1 if task == self.task != -1 else 0
+        self.task = task
+        if self.number == 0:
+            return self
+        if len(self.others) < self.number:
+            self.others.append(Moments())
+        other = self.others[self.number - 1]
+        other.held = self.held
+        return other
 
     def restart(self) -> None:
         """Forgets."""
         self.mean = self.deviation = None
+        self.others.clear()
 
     def only(self, samples: Tensor) -> None:
         """Goes on with some of the samples alone: indices, or a mask."""
-        if self.mean is not None and self.deviation is not None:
-            self.mean, self.deviation = self.mean[:, samples], self.deviation[:, samples]
+        for one in (self, *self.others):
+            if one.mean is not None and one.deviation is not None:
+                one.mean, one.deviation = one.mean[:, samples], one.deviation[:, samples]
 
 
 @dataclass(frozen=True)
@@ -348,7 +369,7 @@ class ASSG(NotPointwise):
 
     def derivatives(self, z: Tensor) -> Tensor:
         """ds/dz, ``[T, N, ...]``; ``moments`` are updated."""
-        seen = self.moments or Moments()
+        seen = (self.moments or Moments()).of_call()
         if seen.mean is None or seen.deviation is None:
             seen.mean, seen.deviation = torch.ones_like(z), torch.zeros_like(z)
             held = False

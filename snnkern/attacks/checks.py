@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from snnkern.attacks.sapgd import SAPGD
 from snnkern.attacks.square import Square
 from snnkern.attacks.stateless import stateless
 from snnkern.attacks.transfer import Transfer
-from snnkern.nn import LIF, Gradient, check_stateless, evaluation_mode, gradient
+from snnkern.nn import Gradient, check_stateless, evaluation_mode, gradient, watch_neurons
 
 # Two runs of one attack differ by what they draw; a share of samples.
 BY_CHANCE = 0.02
@@ -263,30 +263,18 @@ def _gradients(
     return checks, classes
 
 
-@contextmanager
-def _layers_without(model: nn.Module, counts: dict[str, int]) -> Iterator[None]:
+def _layers_without(model: nn.Module, counts: dict[str, int]) -> AbstractContextManager[None]:
     """Within the block counts, by layer, the samples whose gradient at its spikes is all zero."""
 
-    def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-            if isinstance(output, Tensor) and output.requires_grad and output.dim() > 2:
-                output.register_hook(lambda g: see(g.transpose(0, 1).flatten(1)))
-
+    def look(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
         def see(g: Tensor) -> None:
-            counts[name] = counts.get(name, 0) + int((g == 0).all(1).sum().item())
+            none = (g.transpose(0, 1).flatten(1) == 0).all(1)
+            counts[name] = counts.get(name, 0) + int(none.sum().item())
 
-        return hook
+        if output.requires_grad and output.dim() > 2:
+            output.register_hook(see)
 
-    handles = [
-        module.register_forward_hook(hook_for(name))
-        for name, module in model.named_modules()
-        if isinstance(module, LIF)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return watch_neurons(model, look)
 
 
 def _loss(inner: Attack) -> Any:

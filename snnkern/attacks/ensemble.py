@@ -138,7 +138,8 @@ class Ensemble(Attack):
 
     def __post_init__(self) -> None:
         """Takes over what the attack says of itself; refuses members that it cannot have."""
-        if not isinstance(self.attack, Attack) or hasattr(self.attack, "attack"):
+        several = hasattr(self.attack, "attack") or hasattr(self.attack, "attacks")
+        if not isinstance(self.attack, Attack) or several:
             raise TypeError(
                 f"Ensemble: attack is {self.attack!r}, expected one on the model itself such as "
                 "PGD(); Transfer(source_model, Ensemble(attack)) looks at another"

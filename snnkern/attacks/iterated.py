@@ -71,6 +71,10 @@ class Search:
         self.best.see(self.at, images, losses, broken)
         if not (self.stop and broken.any()):
             return images, *more
+        if self.victim.eot > 1:  # what the mean of some draws breaks, others may not
+            at = broken.nonzero()[:, 0]
+            part = self.victim.only(at)
+            broken = broken.index_put((at,), part.broken(part.logits(images[at])))
         on = ~broken
         self.victim, self.x, self.at = self.victim.only(on), self.x[on], self.at[on]
         for moments in adapting(self.victim.network):
@@ -97,7 +101,8 @@ class Iterated(Attack):
     Args:
         restarts: runs, each on the samples that none before broke; a sample that none breaks keeps
             the image of the highest loss.
-        stop: end with a sample as soon as it is broken.
+        stop: end with a sample as soon as it is broken; with ``eot``, as soon as a second mean of
+            draws is broken too.
         targets: with ``loss="targeted-dlr"``, the number of wrong classes that are aimed at one
             after the other, the likeliest first.
     """

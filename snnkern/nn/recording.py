@@ -13,24 +13,21 @@ from snnkern.nn.neuron import LIF
 
 
 @contextmanager
-def watch_spikes(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within the block ``see(name, spikes)`` is called for every layer of neurons that spikes.
+def watch_neurons(
+    model: nn.Module, see: Callable[[str, LIF, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Within the block ``see(name, layer, x, output)`` is called for every layer of neurons.
 
-    A layer that acts as a ReLU does not. Packed spikes are seen unpacked.
-
-    ``spikes`` is ``[T, N, ...]``, detached; ``name`` is the layer's name in ``model``.
+    ``name`` is the layer's name in ``model``, ``x`` what it was given and ``output`` its spikes, or
+    what else it gives where it acts as a ReLU; both as they are in the graph.
     """
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
             assert isinstance(module, LIF)
-            if module.is_relu:
-                return
-            spikes = output[0] if isinstance(output, tuple) else output
-            assert isinstance(spikes, Tensor)
-            if module.spike_format == "bits":
-                spikes = unpack_spikes(spikes, inputs[0], torch.uint8)
-            see(name, spikes.detach())
+            first = output[0] if isinstance(output, tuple) else output
+            assert isinstance(first, Tensor)
+            see(name, module, inputs[0], first)
 
         return hook
 
@@ -44,3 +41,23 @@ def watch_spikes(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterat
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def watch_spikes(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block ``see(name, spikes)`` is called for every layer of neurons that spikes.
+
+    A layer that acts as a ReLU does not. Packed spikes are seen unpacked.
+
+    ``spikes`` is ``[T, N, ...]``, detached; ``name`` is the layer's name in ``model``.
+    """
+
+    def look(name: str, layer: LIF, x: Tensor, spikes: Tensor) -> None:
+        if layer.is_relu:
+            return
+        if layer.spike_format == "bits":
+            spikes = unpack_spikes(spikes, x, torch.uint8)
+        see(name, spikes.detach())
+
+    with watch_neurons(model, look):
+        yield

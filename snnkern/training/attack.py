@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import Subset
+from tqdm import tqdm
 
 from snnkern._checks import check_int
 from snnkern._files import write_atomically
 from snnkern.attacks import (
     APGD,
-    DEFAULT_ENSEMBLE,
     FGSM,
     PGD,
     SAPGD,
     SURROGATE_ENSEMBLE,
     Attack,
+    Cascade,
     Ensemble,
     Evaluation,
     Square,
     check,
     evaluate,
+    strongest,
 )
 from snnkern.attacks.evaluate import gradient_words
+from snnkern.certify import Certificate, verify
+from snnkern.certify.bounds import Method
 from snnkern.data import Samples, loader
+from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding
 from snnkern.report.table import eps_text
 from snnkern.training.ranks import Ranks, usable_device
 from snnkern.training.recipe import STAND_INS, Recipe
 from snnkern.training.start import load_run, run_folder, threads
 
-# By name: the attack of a size, with so many draws for a gradient.
-ATTACKS: dict[str, Callable[[float, int], Attack]] = {
-    "fgsm": lambda eps, eot: FGSM(eps, eot=eot),
-    "pgd20": lambda eps, eot: PGD(eps, steps=20, eot=eot),
-    "apgd100": lambda eps, eot: APGD(eps, steps=100, stop=True, eot=eot),
-    "ensemble19": lambda eps, eot: Ensemble(PGD(eps, steps=20, eot=eot)),
-    "strongest": lambda eps, eot: Ensemble(
-        SAPGD(eps, steps=100, stop=True, eot=eot), DEFAULT_ENSEMBLE
-    ),
-    "square": lambda eps, eot: Square(eps, 1000, rescale=True, eot=eot),
+# By name: the attack on a network, of images like these and of a size, with so many draws for a
+# gradient.
+ATTACKS: dict[str, Callable[[nn.Module, Tensor, float, int], Attack]] = {
+    "fgsm": lambda _, __, eps, eot: FGSM(eps, eot=eot),
+    "pgd20": lambda _, __, eps, eot: PGD(eps, steps=20, eot=eot),
+    "apgd100": lambda _, __, eps, eot: APGD(eps, steps=100, stop=True, eot=eot),
+    "ensemble19": lambda _, __, eps, eot: Ensemble(PGD(eps, steps=20, eot=eot)),
+    "strongest": lambda model, x, eps, eot: strongest(model, x, eps, eot=eot),
+    "square": lambda _, __, eps, eot: Square(eps, 1000, rescale=True, eot=eot),
 }
 # Each gradient of the ensemble by itself, on all images.
 MEMBERS = "members19"
@@ -55,6 +62,7 @@ def attack_run(
     path: Path,
     *,
     eps: float | Sequence[float] | None = None,
+    certificates: Method | None = None,
     attacks: Sequence[str] = DEFAULT_ATTACKS,
     data: Path | None = None,
     images: int | None = None,
@@ -71,7 +79,9 @@ def attack_run(
     Args:
         path: of the run; see ``load_run``.
         eps: size of the perturbations, l_inf, or several; that of the run's training unless given,
-            or 8/255 where that has none.
+            or 8/255 where that has none. With several, the names of attacks end in theirs, and the
+            checks are of the first.
+        certificates: also certify by this method, within every eps; see ``snnkern.certify.verify``.
         attacks: their names in ``ATTACKS``; ``"members19"`` is PGD-20 through each gradient of
             ``SURROGATE_ENSEMBLE`` by itself, at the size of the training, or else the middle one.
         data: where data sets lie.
@@ -84,6 +94,7 @@ def attack_run(
 
     Raises:
         FileNotFoundError: there is no such run, or data is missing.
+        TypeError: certificates of a network that cannot be bounded.
         ValueError: an unknown attack, or an impossible size or number.
     """
     for name in attacks:
@@ -94,25 +105,42 @@ def attack_run(
     where = usable_device(device)
     ranks = Ranks(where)
     model = model.to(where)
+    check_int("batch_size", batch_size, 1)
     batches = loader(first_images(recipe.split(data).test, images), batch_size)
     if eps is None:
         eps = trained_eps(recipe)
     sizes = [eps] if isinstance(eps, int | float) else sorted(set(eps))
     members_at = middle_size(sizes, recipe)
+    one = next(iter(batches))[0][:1].to(where)
+    eot = DRAWS if draws(model) else 1
     chosen: dict[str, Attack] = {}
+    checked: list[Attack] = []
     for size in sizes:
         here = [name for name in attacks if name != MEMBERS or size == members_at]
-        named = _chosen(here, size, DRAWS if draws(model) else 1, recipe.spikes)
+        named = _chosen(here, model, one, size, eot)
+        if not chosen:
+            firsts = (a.attacks[0] if isinstance(a, Cascade) else a for a in named.values())
+            checked = [a for a in firsts if isinstance(a, PGD | APGD | SAPGD | Ensemble)]
         more = f" {eps_text(size)}" if len(sizes) > 1 else ""
         chosen |= {f"{name}{more}": attack for name, attack in named.items()}
-    checked = [a for a in chosen.values() if isinstance(a, PGD | APGD | SAPGD | Ensemble)]
     with threads(recipe.settings.get("threads")):
         found = (
             check(model, batches, checked[-1], seed=seed, progress=progress)
             if checks and checked
             else ()
         )
-        result = evaluate(model, batches, chosen, checks=found, seed=seed, progress=progress)
+        proved = []
+        if certificates is not None:
+            proved = [certified(model, batches, size, certificates, progress) for size in sizes]
+        result = evaluate(
+            model,
+            batches,
+            chosen,
+            certificates=proved,
+            checks=found,
+            seed=seed,
+            progress=progress,
+        )
     if ranks.rank == 0:
         write_evaluation(result, path, recipe, data, "evaluation")
     return result
@@ -140,11 +168,36 @@ def first_images(test: Samples, images: int | None) -> Samples:
     return Subset(test, range(min(images, len(test))))
 
 
-def _chosen(attacks: Sequence[str], size: float, eot: int, spikes: bool) -> dict[str, Attack]:
+def certified(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    eps: float,
+    method: Method | Literal["exact"],
+    progress: bool,
+    time_limit: float = 60.0,
+) -> Certificate:
+    """Of all samples, in their order; arguments as for ``snnkern.certify.verify``."""
+    if not isinstance(model, SpikingNetwork):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a snnkern.models.SpikingNetwork, "
+            "which can be bounded"
+        )
+    where = next(model.parameters()).device
+    bar = tqdm(batches, desc=f"certify {eps_text(eps)}", disable=not progress, delay=1)
+    parts = [
+        verify(model, x.to(where), y.to(where), eps, method, time_limit=time_limit) for x, y in bar
+    ]
+    sure, margin = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("certified", "margin")
+    )
+    return replace(parts[0], certified=sure, margin=margin, broken=None, counterexamples=None)
+
+
+def _chosen(
+    attacks: Sequence[str], model: nn.Module, x: Tensor, size: float, eot: int
+) -> dict[str, Attack]:
     """The attacks of these names, from the weakest to the strongest and each once."""
-    chosen = {name: kind(size, eot) for name, kind in ATTACKS.items() if name in attacks}
-    if not spikes and "strongest" in chosen:  # there is but one gradient
-        chosen["strongest"] = SAPGD(size, steps=100, stop=True)
+    chosen = {name: kind(model, x, size, eot) for name, kind in ATTACKS.items() if name in attacks}
     if MEMBERS not in attacks:
         return chosen
     return {

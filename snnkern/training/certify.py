@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
 
 from snnkern._checks import check_int
 from snnkern.attacks import Evaluation, evaluate
-from snnkern.certify import Certificate, verify
 from snnkern.data import loader
 from snnkern.models import SpikingNetwork
-from snnkern.training.attack import draws, first_images, write_evaluation
+from snnkern.training.attack import certified, draws, first_images, write_evaluation
 from snnkern.training.ranks import usable_device
 from snnkern.training.start import load_run, threads
 
@@ -64,45 +60,14 @@ def certify_run(
     model = model.to(where)
     batches = loader(first_images(recipe.split(data).test, images), batch_size)
     sizes = sorted(set(eps))
-    found: dict[float, list[Certificate]] = {size: [] for size in sizes}
-    assert isinstance(batches, Sized)
-    with (
-        threads(recipe.settings.get("threads")),
-        tqdm(
-            total=len(batches) * len(sizes),
-            desc="certify",
-            unit="batch",
-            disable=not progress,
-            delay=1,
-        ) as bar,
-    ):
-        for x, y in batches:
-            for size in sizes:
-                try:
-                    certificate = verify(
-                        model,
-                        x.to(where),
-                        y.to(where),
-                        size,
-                        method,  # type: ignore[arg-type]
-                        time_limit=time_limit,
-                    )
-                except TypeError as error:
-                    raise ValueError(
-                        f"run is {path}, which cannot be certified: {error}"
-                    ) from error
-                found[size].append(certificate)
-                bar.update()
-        certificates = [
-            Certificate(
-                torch.cat([part.certified for part in parts]),
-                torch.cat([part.margin for part in parts]),
-                size,
-                method,
-                model.timesteps,
-            )
-            for size, parts in found.items()
-        ]
+    with threads(recipe.settings.get("threads")):
+        try:
+            certificates = [
+                certified(model, batches, size, method, progress, time_limit)  # type: ignore[arg-type]
+                for size in sizes
+            ]
+        except TypeError as error:
+            raise ValueError(f"run is {path}, which cannot be certified: {error}") from error
         # Clean images alone: what is certified and wrong would be told as a contradiction.
         result = evaluate(model, batches, certificates=certificates, progress=progress)
     write_evaluation(result, path, recipe, data, "certification")

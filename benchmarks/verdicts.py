@@ -1,0 +1,287 @@
+"""How far the verdicts of attacks lie apart, and the strongest one from the truth.
+
+    python -m benchmarks.verdicts --save-results
+
+trains convolutional networks on the digits of scikit-learn, naturally, by SNN-RAT and with S-IBP
+bounds, and attacks them by every single attack, by the 19 surrogates of Ozdenizci & Legenstein, by
+the standard version of AutoAttack (pyautoattack) and by our own strongest, which should be at or
+below all of them. On a network of 32 hidden neurons mixed-integer programming says what is true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks import comparison
+from benchmarks.robustness import RESULTS
+from snnkern import data
+from snnkern.attacks import (
+    APGD,
+    FGSM,
+    PGD,
+    RFGSM,
+    SAPGD,
+    Attack,
+    Ensemble,
+    Patterns,
+    Square,
+    evaluate,
+    strongest,
+)
+from snnkern.attacks.losses import decide
+from snnkern.certify import ibp, verify
+from snnkern.models import SpikingNetwork, conv_net, fc_net
+from snnkern.reference import Interval
+from snnkern.report.table import Cell, Table, percent
+from snnkern.training import RAT, AdversarialTraining, Method, Natural, fit
+from snnkern.training.method import Losses, Memory
+
+STRONGEST, AUTOATTACK = "strongest (snnkern.attacks.strongest)", "AutoAttack, standard"
+EPS = 0.05
+# Seconds for one margin of the exact verifier.
+TIME_LIMIT = 30.0
+
+
+@dataclass(frozen=True)
+class Certified(Method):
+    """Cross entropy of the images and of their S-IBP margins, half each at the end of a ramp."""
+
+    eps: float
+    ramp: int  # batches until both have their size
+
+    def losses(self, model: Any, x: Tensor, y: Tensor, memory: Memory) -> Losses:
+        """The sum of both, weighted."""
+        seen = memory.tensors.setdefault("batches", torch.zeros(()))
+        share = min(1.0, seen.item() / self.ramp)
+        seen += 1
+        logits = model(x)
+        around = Interval(*((x + side * share * self.eps).clamp(0, 1) for side in (-1, 1)))
+        box = ibp.propagate(model.encoder, ibp.propagate(model.normalize, around))
+        margins = ibp.margins(list(model.layers.children()), model.readout, box, y)
+        worst = F.pad(-margins, (1, 0))
+        bound = F.cross_entropy(worst, torch.zeros_like(y))
+        yield (1 - share / 2) * F.cross_entropy(logits, y) + share / 2 * bound, logits
+
+
+def convolutional() -> SpikingNetwork:
+    """That of the recipes ``digits_*``."""
+    return conv_net(
+        timesteps=8,
+        input_shape=(1, 8, 8),
+        channels=(16, 32),
+        hidden=(64,),
+        leak=0.25,
+        threshold=0.25,
+    )
+
+
+def small() -> SpikingNetwork:
+    """64-32-10, T = 3: small enough for the exact verifier."""
+    return fc_net(timesteps=3, input_shape=(1, 8, 8), hidden=(32,), leak=0.5, threshold=0.5)
+
+
+def trained(
+    make: Callable[[], SpikingNetwork], method: Method, seed: int, epochs: int
+) -> SpikingNetwork:
+    """A network of this method."""
+    torch.manual_seed(seed)
+    model = make()
+    batches = data.loader(data.digits().train, shuffle=True, seed=seed)
+    optimiser = torch.optim.Adam(model.parameters(), lr=4e-3)
+    fit(model, batches, method, epochs=epochs, optimizer=optimiser, progress=False)
+    return model
+
+
+def single_attacks(eps: float) -> dict[str, Attack]:
+    """Each by itself, through the network's own surrogate, and the ensemble of 19."""
+    return {
+        "FGSM": FGSM(eps),
+        "PGD-20": PGD(eps, steps=20),
+        "APGD-100, cross entropy": APGD(eps),
+        "APGD-100, DLR": APGD(eps, loss="dlr"),
+        "APGD-100, targeted DLR": APGD(eps, loss="targeted-dlr", stop=True),
+        "SA-PGD-100": SAPGD(eps),
+        "Square, 1000 queries": Square(eps, 1000, rescale=True),
+        "PGD-20 through 19 surrogates": Ensemble(PGD(eps, steps=20)),
+    }
+
+
+def autoattacked(model: SpikingNetwork, x: Tensor, y: Tensor, eps: float, seed: int) -> float:
+    """The share that the standard version of AutoAttack leaves right, ties counted against it."""
+    from pyautoattack.autoattack import AutoAttack
+
+    attack = AutoAttack(model, norm="Linf", eps=eps, version="standard", seed=seed)
+    images = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
+    with torch.no_grad():
+        right = (decide(model(x), y) == y) & (decide(model(images), y) == y)
+    return right.double().mean().item()
+
+
+def compared(
+    model: SpikingNetwork, x: Tensor, y: Tensor, eps: float, seed: int, bar: Any
+) -> dict[str, float]:
+    """What every attack leaves right, the strongest last."""
+    attacks = single_attacks(eps) | {STRONGEST: strongest(model, x, eps)}
+    found: dict[str, float] = {}
+    for name, attack in attacks.items():
+        if name == STRONGEST:
+            bar.set_postfix_str(AUTOATTACK)
+            found[AUTOATTACK] = autoattacked(model, x, y, eps, seed)
+            bar.update()
+        bar.set_postfix_str(name)
+        result = evaluate(model, [(x, y)], {name: attack}, seed=seed, progress=False)
+        found = {"clean": result.accuracy()} | found
+        found[name] = result.accuracy(name)
+        bar.update()
+    return found
+
+
+def against_the_truth(
+    model: SpikingNetwork, x: Tensor, y: Tensor, eps: float, seed: int, bar: Any
+) -> dict[str, float]:
+    """From the best certificate up to a single attack; the exact value where it could be proved.
+
+    What the strongest attack breaks is broken; the verifier decides the others.
+    """
+    bar.set_postfix_str("attacks on the small network")
+    attacks: dict[str, Attack] = {
+        "PGD-20": PGD(eps, steps=20),
+        "PGD-20 through 19 surrogates": Ensemble(PGD(eps, steps=20)),
+    }
+    cascade = strongest(model, x, eps)
+    attacks |= {
+        f"{STRONGEST}, without Patterns": type(cascade)(
+            [a for a in cascade.attacks if not isinstance(a, Patterns)]
+        ),
+        STRONGEST: cascade,
+    }
+    certificate = verify(model, x, y, eps)
+    result = evaluate(model, [(x, y)], attacks, certificates=certificate, seed=seed, progress=False)
+    bar.update()
+    bar.set_postfix_str("exact verifier")
+    left = result.correct(STRONGEST)
+    solved = verify(model, x[left], y[left], eps, "exact", time_limit=TIME_LIMIT)
+    bar.update()
+    assert solved.broken is not None
+    certified = (certificate.certified & result.correct()).double().mean().item()
+    shares = {"clean": result.accuracy()} | {name: result.accuracy(name) for name in attacks}
+    undecided = int((~solved.certified & ~solved.broken).sum())
+    of = "exact" if undecided == 0 else f"exact ({undecided} of {len(x)} undecided, as robust)"
+    exact = (left.sum().item() - solved.broken.sum().item()) / len(x)
+    return shares | {of: exact, "certified (best bounds)": certified}
+
+
+def table(caption: str, columns: dict[str, dict[str, float]]) -> Table:
+    """One row per attack, one column per network."""
+    names = dict.fromkeys(name for shares in columns.values() for name in shares)
+    rows = tuple(
+        (
+            Cell(name),
+            *(Cell(percent(of[name]) if name in of else "") for of in columns.values()),
+        )
+        for name in names
+    )
+    return Table(caption, tuple(map(Cell, ("through", *columns))), rows)
+
+
+def sentences(large: dict[str, dict[str, float]], little: dict[str, dict[str, float]]) -> list[str]:
+    """What was to be shown, and whether the figures show it."""
+    lines = []
+    for network, shares in large.items():
+        lower = [name for name, share in shares.items() if share < shares[STRONGEST]]
+        verdict = f"no: {', '.join(lower)} is lower" if lower else "yes"
+        lines.append(f"The strongest is at or below all on the {network} network: {verdict}.")
+    for network, shares in little.items():
+        exact = next(share for name, share in shares.items() if name.startswith("exact"))
+        above = round(shares[STRONGEST] - exact, 9)
+        verdict = "yes" if above <= 0.02 else "no"
+        lines.append(
+            f"Within 2 points of the exact value on the small {network} network: {verdict} "
+            f"({100 * above:+.1f})."
+        )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.verdicts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="of weights and attacks (default: 0)")
+    add("--epochs", type=int, default=30, help="of every training (default: 30)")
+    add("--images", type=int, default=100, help="test images to attack (default: 100)")
+    add("--small-images", type=int, default=60, help="those of the small network (default: 60)")
+    add("--eps", type=float, default=EPS, help=f"size of the attacks (default: {EPS})")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--save-results", action="store_true", help="write the tables to benchmarks/results")
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    about = comparison.facts("python", "-m", "benchmarks.verdicts", *given)
+    torch.set_num_threads(1)  # layers this small lose more to threads than they gain
+    eps, seed, epochs = options.eps, options.seed, options.epochs
+    x, y = data.digits().test.tensors
+    ramp = 12 * epochs  # half of all batches
+    convolved: dict[str, Method] = {
+        "natural": Natural(),
+        "SNN-RAT": RAT(eps=2 * eps, beta=2e-4),
+        "certified": Certified(eps, ramp),
+    }
+    exactly: dict[str, Method] = {
+        "natural": Natural(),
+        "adversarial": AdversarialTraining(eps, attack=RFGSM(eps)),
+        "certified": Certified(eps, ramp),
+    }
+    large, little = {}, {}
+    steps = len(convolved) * (len(single_attacks(eps)) + 3) + 3 * len(exactly)
+    with tqdm(total=steps, unit="step", disable=options.quiet) as bar:
+        for name, method in convolved.items():
+            bar.set_postfix_str(f"train {name}")
+            model = trained(convolutional, method, seed, epochs)
+            bar.update()
+            count = options.images
+            large[name] = compared(model, x[:count], y[:count], eps, seed, bar)
+        for name, method in exactly.items():
+            bar.set_postfix_str(f"train small {name}")
+            model = trained(small, method, seed, epochs)
+            bar.update()
+            count = options.small_images
+            little[name] = against_the_truth(model, x[:count], y[:count], eps, seed, bar)
+    tables = [
+        table(
+            f"Convolutional networks, T = 8: percent of {options.images} digits right clean and "
+            f"attacked, eps {eps:g}. Single attacks go through the network's own surrogate.",
+            large,
+        ),
+        table(
+            f"64-32-10, T = 3: the same of {options.small_images} digits, and what is true.",
+            little,
+        ),
+    ]
+    said = "\n".join(f"- {line}" for line in sentences(large, little))
+    print("\n\n".join([*(one.text() for one in tables), said]))
+    if options.save_results:
+        cases = [
+            {"network": network, "kind": kind, "through": name, "robust": share}
+            for kind, columns in (("convolutional", large), ("small", little))
+            for network, shares in columns.items()
+            for name, share in shares.items()
+        ]
+        markdown = "\n\n".join([*(one.markdown() for one in tables), said])
+        for path in comparison.save(RESULTS, about, cases, markdown, "-verdicts"):
+            print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
