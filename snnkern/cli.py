@@ -413,9 +413,8 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _attack(options: argparse.Namespace) -> None:
     from snnkern.training.attack import attack_run
 
-    names = ("eps", "certificates", "attacks", "data", "images", "batch_size")
-    names += ("checks", "seed", "device")
-    given = _given(options, *names)
+    attacks = "eps", "certificates", "attacks", "checks", "seed"
+    given = _given(options, *attacks, "data", "images", "batch_size", "device")
     result = attack_run(options.run, **given, progress=not options.quiet)
     if _first_process():
         print(result.to_json() if options.json else result.to_text())

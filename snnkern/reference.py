@@ -351,13 +351,13 @@ def spike_conv2d_lif(
     def of_neurons(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.repeat(x.shape[2] // value.numel())
 
-    neurons: list[Any] = [of_neurons(value) for value in (decay, threshold, synapse_decay)]
-    neurons += [
+    arguments: list[Any] = [of_neurons(value) for value in (decay, threshold, synapse_decay)]
+    arguments += [
         None if state is None else state.expand(x.shape[1:]).contiguous()
         for state in (v_init, current_init)
     ]
-    neurons += options
-    fired, _, _ = lif_forward(x.contiguous(), 0, *neurons, INPUT_DTYPE, False)
+    arguments += [*options, INPUT_DTYPE, False]
+    fired, _, _ = lif_forward(x.contiguous(), 0, *arguments)
     return pack_bits(fired.transpose(0, 1).flatten(0, 1))
 
 

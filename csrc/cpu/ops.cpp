@@ -376,7 +376,7 @@ Tensor spike_conv2d_lif_op(const Tensor& packed, int64_t timesteps,
       });
     }
     const auto forward = [&](int64_t s) {
-      return LifForward<float>{{Dtype::kFloat32, timesteps, neurons, neurons},
+      return LifForward<float>{{Dtype::kFloat32, timesteps, neurons, neurons, 1, 0},
                                dynamics,
                                {},
                                chunk.get() + s * of_sample,
@@ -384,6 +384,7 @@ Tensor spike_conv2d_lif_op(const Tensor& packed, int64_t timesteps,
                                c,
                                Dtype::kBit,
                                8 * bytes,
+                               0,
                                out + (image + s * timesteps) * bytes,
                                nullptr,
                                nullptr};

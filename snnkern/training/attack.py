@@ -114,7 +114,7 @@ def attack_run(
     one = next(iter(batches))[0][:1].to(where)
     eot = DRAWS if draws(model) else 1
     chosen: dict[str, Attack] = {}
-    checked: list[Attack] = []
+    checked: list[PGD | APGD | SAPGD | Ensemble] = []
     for size in sizes:
         here = [name for name in attacks if name != MEMBERS or size == members_at]
         named = _chosen(here, model, one, size, eot)
