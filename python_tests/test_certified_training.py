@@ -158,7 +158,8 @@ def test_unsure_events_are_drawn(crown: tuple[float, float]) -> None:
     assert 0.09 < free.float().mean() < 0.11
     kind: Bound = "crown" if crown[0] else "ibp"
     expected = certified_loss(spike_bounds(net, spikes, y, kind, free=free), y)
-    assert_within(loss.detach(), expected, 1e-5)
+    # Training does without the outward rounding of certificates.
+    assert_within(loss.detach(), expected, 1e-4)
 
 
 @pytest.mark.parametrize("crown", [(0.0, 0.0), (1.0, 1.0)])

@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     )
     attack.add_argument(
         "--certificates",
-        choices=("ibp", "crown", "best", "tight"),
+        choices=("ibp", "crown", "best", "tight", "split"),
         help="also certify by these bounds, within the same sizes, and stop where an attack "
         "contradicts them",
     )

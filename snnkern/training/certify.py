@@ -13,7 +13,7 @@ from snnkern.training.attack import certified, draws, first_images, write_evalua
 from snnkern.training.ranks import usable_device
 from snnkern.training.start import load_run, threads
 
-METHODS = ("ibp", "crown", "best", "tight", "exact")
+METHODS = ("ibp", "crown", "best", "tight", "split", "exact")
 
 
 def certify_run(
