@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import snnkern
 from snnkern import _load
 from snnkern.functional import check_options
+from snnkern.inference import DenseLayer
 from snnkern.models import SpikingNetwork, resnet12, resnet20, vgg5, wrn16_4
-from snnkern.nn import LIF, NormLIF, TimeDistributed
+from snnkern.nn import LIF, NormLIF, TimeDistributed, events
 
 NETWORKS: dict[str, Callable[[], SpikingNetwork]] = {
     "hard": lambda: vgg5(timesteps=5, input_shape=(3, 8, 8), threshold=0.3),
@@ -89,6 +90,24 @@ def test_hardly_a_spike_differs_from_the_plain_network() -> None:
         assert 0.005 < spikes_of_layer.mean() < 0.9
         differing = found.flatten(2) != spikes_of_layer.flatten(2)
         assert differing.float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["hard", "resnet12"])
+def test_dense_layers_multiply_to_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    compiled = snnkern.compile_inference(after_training(NETWORKS[name]()))
+    images = torch.rand(6, 3, 8, 8)
+    calls = []
+    multiply = DenseLayer.of_spikes
+    monkeypatch.setattr(DenseLayer, "of_spikes", lambda *a: calls.append(a) or multiply(*a))
+    monkeypatch.setattr(events, "WORTH", 1e9)
+    by_events = compiled(images)
+    assert not calls
+    monkeypatch.setattr(events, "WORTH", 0.0)
+    dense = compiled(images)
+    assert len(calls) > 3
+    assert by_events.abs().max() > 0
+    assert ((by_events - dense).abs().amax(1) > 1e-4).sum() <= 1
 
 
 @given(

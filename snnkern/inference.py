@@ -25,6 +25,7 @@ from snnkern.nn import (
     Residual,
     SharedDropout,
     TimeDistributed,
+    events,
     packed,
 )
 from snnkern.nn.neuron import OPTIONS
@@ -179,8 +180,8 @@ class Rows:
         return len(affine.bias), height, width
 
 
-class FirstLayer:
-    """Neurons behind an affine layer of the encoder's steps; one that stays the same runs once."""
+class DenseLayer:
+    """Neurons behind an affine layer of any numbers, in dense products."""
 
     def __init__(self, affine: Affine, layer: LIF) -> None:
         self.affine = affine
@@ -188,23 +189,38 @@ class FirstLayer:
         self.options = LIF.neuron_options(layer) | acting | {"spike_format": "bits"}
 
     def __call__(self, x: Tensor) -> Spikes:
-        """Of ``[T, N, C, H, W]``, any numbers."""
+        """Of the encoder's ``[T, N, C, H, W]``; what stays the same at every step runs once."""
         steps = x[:1] if is_constant(x) else x
         current = self.affine.of_images(steps.transpose(0, 1).flatten(0, 1))
+        return self._fire(current, len(steps), len(x))
+
+    def of_spikes(self, spikes: Spikes, more: Tensor | None) -> Spikes:
+        """``more`` ``[N * T, H', W', K]`` comes on top of their current."""
+        current = self.affine.of_images(spikes.unpacked())
+        if more is not None:
+            current = current + more.permute(0, 3, 1, 2)
+        return self._fire(current, spikes.timesteps, spikes.timesteps)
+
+    def _fire(self, current: Tensor, steps: int, timesteps: int) -> Spikes:
+        """Of currents ``[N * steps, K, H, W]``, where one step is held for all."""
         current = current.contiguous(memory_format=torch.channels_last)
-        timesteps = len(x) if len(steps) < len(x) else None
+        held = timesteps if steps < timesteps else None
         spikes = [
-            functional.lif(sample.unsqueeze(1), timesteps=timesteps, **self.options)
-            for sample in current.unflatten(0, (-1, len(steps)))
+            functional.lif(sample.unsqueeze(1), timesteps=held, **self.options)
+            for sample in current.unflatten(0, (-1, steps))
         ]
-        return Spikes(torch.cat(spikes), len(x), _maps(current))
+        return Spikes(torch.cat(spikes), timesteps, _maps(current))
 
 
 class SpikingLayer:
-    """Neurons behind an affine layer of spikes, in one op: no current leaves the cache."""
+    """Neurons behind an affine layer of spikes, in one op: no current leaves the cache.
+
+    Where spikes are so dense that products cost less, it multiplies.
+    """
 
     def __init__(self, affine: Affine, layer: LIF) -> None:
         self.rows = Rows(affine)
+        self.dense = DenseLayer(affine, layer)
 
         def in_memory_order(value: Tensor) -> Tensor:
             value = value.detach()
@@ -222,6 +238,10 @@ class SpikingLayer:
         """``current`` ``[N * T, H', W', K]`` comes on top of that of the spikes."""
         affine = self.rows.affine
         maps = self.rows.outputs(spikes)
+        # Of what a dense product sees after pooling.
+        seen = math.prod(spikes.size) / math.prod(affine.pool)
+        if events.density_of(spikes.packed, 1) >= events.WORTH / events.EVENT_COST * seen:
+            return self.dense.of_spikes(spikes, current)
         start = torch.full((math.prod(maps),), self.v_init) if self.v_init else None
         packed = torch.ops.snnkern.spike_conv2d_lif(
             spikes.packed,
@@ -427,7 +447,7 @@ class Reader:
             raise self._refuse("neurons without a convolution or linear layer before them")
         affine, self.affine = self.affine, None
         if not self._of_spikes:
-            self.stages.append(FirstLayer(affine, layer))
+            self.stages.append(DenseLayer(affine, layer))
             self._of_spikes = True
         elif self._residual is not None:
             branch, shortcut, past, pool = self._residual
@@ -507,7 +527,8 @@ def compile_inference(model: nn.Module) -> CompiledNetwork:
     Normalisation is folded into weights. A layer is one op: it adds up the weights of inputs that
     spiked, and what comes out goes through the neurons, over all time steps, before it leaves the
     cache; between layers spikes are bits. Pooling by means is done on the way, by adding what falls
-    into a window. The less a network spikes, the faster it is.
+    into a window. The less a network spikes, the faster it is; a layer whose input is dense
+    multiplies.
 
     Spikes are those of ``model`` in evaluation mode except where folding and another order of sums
     round a membrane to the other side of its threshold.
