@@ -99,7 +99,12 @@ def test_dense_layers_multiply_to_the_same(name: str, monkeypatch: pytest.Monkey
     images = torch.rand(6, 3, 8, 8)
     calls = []
     multiply = DenseLayer.of_spikes
-    monkeypatch.setattr(DenseLayer, "of_spikes", lambda *a: calls.append(a) or multiply(*a))
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return multiply(*arguments)
+
+    monkeypatch.setattr(DenseLayer, "of_spikes", counted)
     monkeypatch.setattr(events, "WORTH", 1e9)
     by_events = compiled(images)
     assert not calls
