@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import snnkern
-from snnkern import _load
+from snnkern import _load, inference
 from snnkern.functional import check_options
 from snnkern.inference import DenseLayer
 from snnkern.models import SpikingNetwork, resnet12, resnet20, vgg5, wrn16_4
-from snnkern.nn import LIF, NormLIF, TimeDistributed, events
+from snnkern.nn import LIF, NormLIF, Residual, TimeDistributed
 
 NETWORKS: dict[str, Callable[[], SpikingNetwork]] = {
     "hard": lambda: vgg5(timesteps=5, input_shape=(3, 8, 8), threshold=0.3),
@@ -105,10 +106,10 @@ def test_dense_layers_multiply_to_the_same(name: str, monkeypatch: pytest.Monkey
         return multiply(*arguments)
 
     monkeypatch.setattr(DenseLayer, "of_spikes", counted)
-    monkeypatch.setattr(events, "WORTH", 1e9)
+    monkeypatch.setattr(inference, "DENSE", math.inf)
     by_events = compiled(images)
     assert not calls
-    monkeypatch.setattr(events, "WORTH", 0.0)
+    monkeypatch.setattr(inference, "DENSE", 0.0)
     dense = compiled(images)
     assert len(calls) > 3
     assert by_events.abs().max() > 0
@@ -225,6 +226,13 @@ def of_layers(*layers: nn.Module) -> SpikingNetwork:
     return network
 
 
+def behind_a_sum(*layers: nn.Module) -> SpikingNetwork:
+    branch = TimeDistributed(nn.Conv2d(4, 4, 3, padding=1))
+    return of_layers(
+        TimeDistributed(nn.Conv2d(3, 4, 3)), LIF(0.9), Residual(branch), *layers
+    ).eval()
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -239,6 +247,15 @@ def of_layers(*layers: nn.Module) -> SpikingNetwork:
                 TimeDistributed(nn.Conv2d(3, 4, 3)), LIF(0.9), TimeDistributed(nn.AvgPool2d(2))
             ),
             "ends in pooling",
+        ),
+        (lambda: behind_a_sum(NormLIF(4)), "a NormLIF behind a sum"),
+        (
+            lambda: behind_a_sum(TimeDistributed(nn.BatchNorm2d(4)), LIF(0.9)),
+            "BatchNorm2d.* behind a sum",
+        ),
+        (
+            lambda: of_layers(TimeDistributed(nn.AvgPool2d(2, ceil_mode=True))),
+            "whose windows are not side by side",
         ),
         (
             lambda: of_layers(TimeDistributed(nn.Conv2d(3, 4, 3)), LIF(0.9, return_state=True)),
@@ -261,5 +278,7 @@ def test_other_images_are_refused() -> None:
     compiled = snnkern.compile_inference(after_training(NETWORKS["hard"]()))
     with pytest.raises(TypeError, match=r"x is torch.float64"):
         compiled(torch.rand(2, 3, 8, 8).double())
+    with pytest.raises(TypeError, match=r"\[0, 3, 8, 8\]"):
+        compiled(torch.rand(0, 3, 8, 8))
     with pytest.raises(ValueError, match="the images make maps of"):
         compiled(torch.rand(2, 3, 12, 12))

@@ -422,3 +422,54 @@ def test_info_tells_of_every_layer() -> None:
     assert "density below" in lines[1]
     assert lines[1].endswith(" ms")
     assert lines[2].split()[:4] == ["2", "dense", "fewer", "than"]
+
+
+def fused_step(layer: nn.Module) -> None:
+    """Of an optimiser that makes no new version of what it changes."""
+    optimiser = torch.optim.Adam(layer.parameters(), 0.05, fused=True)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "change",
+    [
+        fused_step,
+        lambda layer: layer.weight.data.mul_(2),
+        lambda layer: layer.weight.data.clamp_(-0.01, 0.01),
+        lambda layer: setattr(layer.weight, "data", layer.weight.data + 1),
+    ],
+    ids=["fused", "mul", "clamp", "set"],
+)
+def test_no_change_of_a_weight_goes_unnoticed(change: Any, dtype: torch.dtype) -> None:
+    """Not those either that make no new version of it."""
+    torch.manual_seed(0)
+    layer = Conv2d(16, 20, 3, padding=1, event_driven=True).to(dtype)
+    x = (torch.rand(2, 16, 6, 6) < 0.1).to(dtype)
+    before = layer(x)
+    change(layer)
+    expected = F.conv2d(x, layer.weight, layer.bias, padding=1)
+    assert not torch.allclose(before, expected, atol=1e-3)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_dtypes_that_torch_does_not_mix_are_refused() -> None:
+    layer = Conv2d(4, 8, 3, event_driven=True)
+    with pytest.raises(ValueError, match=r"input of torch.float64 for weights of torch.float32"):
+        layer(torch.ones(1, 4, 5, 5, dtype=torch.float64))
+
+
+def test_a_bias_may_lie_anywhere() -> None:
+    spikes, weight, bias = torch.ones(1, 2, 5, 5), torch.randn(3, 2, 3, 3), torch.randn(3, 2)[:, 0]
+    expected = F.conv2d(spikes, weight, bias)
+    torch.testing.assert_close(spike_conv2d(spikes, weight, bias), expected)
+
+
+@pytest.mark.parametrize(
+    ("spikes", "weight"), [((0, 5), (3, 5)), ((2, 0), (3, 0)), ((2, 5), (0, 5))]
+)
+def test_nothing_is_refused_by_linear(spikes: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="neither empty"):
+        spike_linear(torch.zeros(spikes), torch.zeros(weight))

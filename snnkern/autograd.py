@@ -723,7 +723,7 @@ class SpikeConv2d(torch.autograd.Function):
             x.shape,
             x.stride(),
             rows,
-            None if bias is None else bias.float(),
+            None if bias is None else bias.float().contiguous(),
             weight.shape[0],
             *geometry,
         )

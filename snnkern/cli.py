@@ -485,7 +485,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"snnkern: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
-    except (FloatingPointError, ImportError, MemoryError, OSError, ValueError) as error:
+    except (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
         print(f"snnkern: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0

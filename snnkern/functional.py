@@ -718,15 +718,24 @@ def spike_block(weight: Tensor) -> int:
     return min(most, -(-weight.shape[0] // 16) * 16)
 
 
-# Weights as rows, beside the version and the place in memory that they were made of.
-_rows: MutableMapping[Tensor, tuple[int, int, Tensor]] = WeakTensorKeyDictionary()
+# Weights as rows, beside what tells that they were made of other values.
+_rows: MutableMapping[Tensor, tuple[tuple[int, ...], Tensor]] = WeakTensorKeyDictionary()
+
+
+def _state_of(weight: Tensor) -> tuple[int, ...]:
+    """Version, place, and the sum of the bits of a tensor.
+
+    The sum takes a hundredth of what a layer does. Without it fused optimisers, and whoever writes
+    through ``weight.data``, would go unnoticed: they make no new version.
+    """
+    bits = weight.detach().view(torch.int32 if weight.dtype == torch.float32 else torch.int16)
+    return weight._version, weight.data_ptr(), int(bits.sum(dtype=torch.int32))
 
 
 def spike_rows(weight: Tensor, overload: str = "default") -> Tensor:
     """The weight of a convolution or linear layer as ``spike_conv2d`` reads it, in float32.
 
-    Made once for every version of the tensor, and kept as long as it lives. What is written through
-    ``weight.data`` makes no new version.
+    Made when its values are others than before, and kept as long as it lives.
     """
 
     def make() -> Tensor:
@@ -737,12 +746,12 @@ def spike_rows(weight: Tensor, overload: str = "default") -> Tensor:
     with torch.no_grad():
         if torch.compiler.is_compiling() or weight.is_inference():
             return make()
-        version = weight._version, weight.data_ptr()
+        state = _state_of(weight)
         kept = _rows.get(weight)
-        if kept is None or kept[:2] != version:
-            kept = (*version, make())
+        if kept is None or kept[0] != state:
+            kept = state, make()
             _rows[weight] = kept
-    return kept[2]
+    return kept[1]
 
 
 def _pair(name: str, value: int | Sequence[int], at_least: int) -> tuple[int, int]:
@@ -922,10 +931,10 @@ def spike_linear(
         raise ValueError(f"weight has {kind}, expected [K, features]")
     given = spikes if like is None else like
     shape = tuple(given.shape if isinstance(given, Tensor) else given)
-    if len(shape) < 2 or shape[-1] != weight.shape[1]:
+    if len(shape) < 2 or shape[-1] != weight.shape[1] or 0 in (*shape, *weight.shape):
         raise ValueError(
             f"spikes has shape {list(shape)}, expected [N, ..., {weight.shape[1]}] as weight "
-            f"{list(weight.shape)} has it"
+            f"{list(weight.shape)} has it, and neither empty"
         )
     if like is not None:
         like = features_as_maps(torch.empty(shape, dtype=torch.float32, device="meta"))

@@ -31,6 +31,8 @@ from snnkern.nn import (
 from snnkern.nn.neuron import OPTIONS
 
 _BLOCK = 64  # outputs whose weights lie together
+# Spikes per number of a dense product from which that takes less time.
+DENSE = 0.6
 
 
 class Spikes(NamedTuple):
@@ -104,8 +106,9 @@ class Affine(NamedTuple):
         """``[N, C, H, W] -> [N, K, H', W']`` of any numbers."""
         if self.pool != (1, 1):
             x = F.avg_pool2d(x, self.pool)
-        geometry = self.stride, self.padding, self.dilation
-        return F.conv2d(x, self.kernel(_maps(x)), self.bias, *geometry)
+        if self.weight.dim() == 2:
+            return F.linear(x.flatten(1), self.weight, self.bias)[..., None, None]
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
 
 
 def _maps(x: Tensor) -> tuple[int, int, int]:
@@ -196,7 +199,7 @@ class DenseLayer:
 
     def of_spikes(self, spikes: Spikes, more: Tensor | None) -> Spikes:
         """``more`` ``[N * T, H', W', K]`` comes on top of their current."""
-        current = self.affine.of_images(spikes.unpacked())
+        current = self.affine.of_images(spikes.unpacked().contiguous())
         if more is not None:
             current = current + more.permute(0, 3, 1, 2)
         return self._fire(current, spikes.timesteps, spikes.timesteps)
@@ -240,7 +243,7 @@ class SpikingLayer:
         maps = self.rows.outputs(spikes)
         # Of what a dense product sees after pooling.
         seen = math.prod(spikes.size) / math.prod(affine.pool)
-        if events.density_of(spikes.packed, 1) >= events.WORTH / events.EVENT_COST * seen:
+        if events.density_of(spikes.packed, 1) >= DENSE * seen:
             return self.dense.of_spikes(spikes, current)
         start = torch.full((math.prod(maps),), self.v_init) if self.v_init else None
         packed = torch.ops.snnkern.spike_conv2d_lif(
@@ -351,7 +354,7 @@ class Reader:
     def pool(self, layer: nn.AvgPool2d) -> None:
         """The mean over windows, which the next layer sees."""
         size, stride, padding = (_pair(v) for v in (layer.kernel_size, layer.stride, layer.padding))
-        if size != stride or padding != (0, 0) or layer.divisor_override:
+        if size != stride or padding != (0, 0) or layer.divisor_override or layer.ceil_mode:
             raise self._refuse(f"{layer}, whose windows are not side by side")
         if self.affine or self._flat:
             raise self._refuse(f"{layer} behind a layer without neurons")
@@ -404,6 +407,8 @@ class Reader:
 
     def norm(self, layer: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         """Folded into the layer before."""
+        if self._residual is not None:
+            raise self._refuse(f"{layer} behind a sum")
         if self.affine is None or layer.running_mean is None or layer.running_var is None:
             raise self._refuse(f"{layer} without running statistics or a layer before it")
         scale = torch.rsqrt(layer.running_var + layer.eps)
@@ -441,6 +446,8 @@ class Reader:
         """Ends a stage."""
         if layer.stateful or layer.return_state:
             raise self._refuse(f"LIF({layer.extra_repr()}), which is more than spikes of one call,")
+        if isinstance(layer, NormLIF) and self._residual is not None:
+            raise self._refuse("a NormLIF behind a sum")
         if isinstance(layer, NormLIF) and self.affine is not None:
             self.affine = self.affine.scaled(*(t.detach() for t in scale_and_shift(layer)))
         if self.affine is None:
@@ -509,10 +516,10 @@ class CompiledNetwork(nn.Module):
             TypeError: images of another dtype than float32, or on another device than the CPU.
             ValueError: images of another shape than the network takes.
         """
-        if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4:
+        if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4 or not len(x):
             raise TypeError(
-                f"x is {x.dtype} {list(x.shape)} on {x.device}, expected float32 images "
-                "[N, C, H, W] on the CPU"
+                f"x is {x.dtype} {list(x.shape)} on {x.device}, expected at least one image "
+                "[N, C, H, W] of float32 on the CPU"
             )
         spikes: Any = self.encoder(self.normalize(x))
         for stage in self._stages:
@@ -535,8 +542,8 @@ def compile_inference(model: nn.Module) -> CompiledNetwork:
 
     Args:
         model: a ``snnkern.models.SpikingNetwork`` on the CPU, float32, with direct or rate coding:
-            convolutions, linear layers, batch norm, average and max pooling, residual branches that
-            end in neurons, and neurons of any kind.
+            convolutions, linear layers, batch norm behind these, average pooling of maps that it
+            divides, max pooling, residual branches with neurons behind their sum, and any neurons.
 
     Returns:
         A module for inference alone, with weights of its own.

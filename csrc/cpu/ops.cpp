@@ -197,7 +197,9 @@ SpikeConv spike_conv_of(const Tensor& packed, const std::vector<int64_t>& size,
                       packed.size(1) == p.bytes(),
                   "snnkern: packed spikes need a byte for eight neurons of an image, contiguous");
   constexpr int64_t kMost = std::numeric_limits<uint32_t>::max();
-  STD_TORCH_CHECK(p.images * p.positions() * p.channels < kMost && p.channels * p.row() < kMost,
+  STD_TORCH_CHECK(p.images > 0 && p.channels > 0 && p.out_channels > 0 && p.positions() > 0,
+                  "snnkern: spikes and weights are not empty");
+  STD_TORCH_CHECK(p.images * p.positions() * pool[0] * pool[1] * p.channels < kMost && p.channels * p.row() < kMost,
                   "snnkern: more spikes than 32 bits can count");
   return p;
 }

@@ -15,7 +15,7 @@ from snnkern.attacks.ensemble import DEFAULT_ENSEMBLE, Ensemble
 from snnkern.attacks.patterns import Patterns
 from snnkern.attacks.sapgd import SAPGD
 from snnkern.attacks.stateless import stateless
-from snnkern.nn import LIF, Gradient, evaluation_mode
+from snnkern.nn import LIF, Gradient, check_stateless, evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,11 @@ def strongest(model: nn.Module, x: Tensor, eps: float = 8 / 255, *, eot: int = 1
         x: images like those that will be, ``[N, ...]``; one is enough.
         eps: size of the perturbation.
         eot: see ``Attack``.
+
+    Raises:
+        ValueError: a layer of ``model`` carries state from call to call.
     """
+    check_stateless(model)
     spiking = any(isinstance(m, LIF) and not m.is_relu for m in model.modules())
     own_chance = follow(torch.Generator(x.device), x.device)
     with torch.no_grad(), evaluation_mode(model), own_chance:

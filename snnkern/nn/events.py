@@ -33,6 +33,8 @@ def why_never(x: Tensor, weight: Tensor, groups: int) -> str:
         return f"groups={groups}"
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return f"weights of {weight.dtype}"
+    if x.is_floating_point() and x.dtype != weight.dtype:
+        return f"an input of {x.dtype} for weights of {weight.dtype}"
     if x.shape[1] != weight.shape[1]:
         return f"{x.shape[1]} channels for weights of {weight.shape[1]}"
     return ""

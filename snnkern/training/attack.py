@@ -94,8 +94,9 @@ def attack_run(
 
     Raises:
         FileNotFoundError: there is no such run, or data is missing.
-        TypeError: certificates of a network that cannot be bounded.
-        ValueError: an unknown attack, or an impossible size or number.
+        ValueError: an unknown attack, an impossible size or number, or certificates of a network
+            that cannot be bounded.
+        ContradictionError: an attack breaks what is certified.
     """
     for name in attacks:
         if name not in (*ATTACKS, MEMBERS):
@@ -109,6 +110,11 @@ def attack_run(
     batches = loader(first_images(recipe.split(data).test, images), batch_size)
     if eps is None:
         eps = trained_eps(recipe)
+    if certificates is not None and draws(model):
+        raise ValueError(
+            f"certificates is {certificates!r} and run is {path}, whose network draws its input "
+            "spikes, expected none: they hold for one draw, and attacks see others"
+        )
     sizes = [eps] if isinstance(eps, int | float) else sorted(set(eps))
     members_at = middle_size(sizes, recipe)
     one = next(iter(batches))[0][:1].to(where)
@@ -131,7 +137,10 @@ def attack_run(
         )
         proved = []
         if certificates is not None:
-            proved = [certified(model, batches, size, certificates, progress) for size in sizes]
+            try:
+                proved = [certified(model, batches, size, certificates, progress) for size in sizes]
+            except TypeError as error:
+                raise ValueError(f"run is {path}, which cannot be certified: {error}") from error
         result = evaluate(
             model,
             batches,
@@ -209,7 +218,7 @@ def _chosen(
 def trained_eps(recipe: Recipe) -> float:
     """The size that a run was trained for, or 8/255."""
     eps = getattr(recipe.method(), "eps", None) if recipe.trains else None
-    return eps if isinstance(eps, float) else DEFAULT_EPS
+    return float(eps) if isinstance(eps, int | float) else DEFAULT_EPS
 
 
 def middle_size(sizes: Sequence[float], recipe: Recipe | None) -> float:

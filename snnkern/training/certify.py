@@ -10,7 +10,7 @@ from snnkern.attacks import Evaluation, evaluate
 from snnkern.data import loader
 from snnkern.models import SpikingNetwork
 from snnkern.training.attack import certified, draws, first_images, write_evaluation
-from snnkern.training.ranks import usable_device
+from snnkern.training.ranks import Ranks, usable_device
 from snnkern.training.start import load_run, threads
 
 METHODS = ("ibp", "crown", "best", "tight", "split", "exact")
@@ -57,6 +57,7 @@ def certify_run(
             "encoding_seed, or snnkern.certify.smooth)"
         )
     where = usable_device(device)
+    ranks = Ranks(where)
     model = model.to(where)
     batches = loader(first_images(recipe.split(data).test, images), batch_size)
     sizes = sorted(set(eps))
@@ -70,5 +71,6 @@ def certify_run(
             raise ValueError(f"run is {path}, which cannot be certified: {error}") from error
         # Clean images alone: what is certified and wrong would be told as a contradiction.
         result = evaluate(model, batches, certificates=certificates, progress=progress)
-    write_evaluation(result, path, recipe, data, "certification")
+    if ranks.rank == 0:
+        write_evaluation(result, path, recipe, data, "certification")
     return result
