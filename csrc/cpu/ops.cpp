@@ -199,7 +199,8 @@ SpikeConv spike_conv_of(const Tensor& packed, const std::vector<int64_t>& size,
   constexpr int64_t kMost = std::numeric_limits<uint32_t>::max();
   STD_TORCH_CHECK(p.images > 0 && p.channels > 0 && p.out_channels > 0 && p.positions() > 0,
                   "snnkern: spikes and weights are not empty");
-  STD_TORCH_CHECK(p.images * p.positions() * pool[0] * pool[1] * p.channels < kMost && p.channels * p.row() < kMost,
+  STD_TORCH_CHECK(p.images * p.positions() * pool[0] * pool[1] * p.channels < kMost &&
+                      p.channels * p.row() < kMost,
                   "snnkern: more spikes than 32 bits can count");
   return p;
 }
