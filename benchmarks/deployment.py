@@ -33,7 +33,7 @@ from benchmarks.comparison import Quartiles
 from snnkern._files import write_atomically
 from snnkern.data import enlarged_digits
 from snnkern.models import SpikingNetwork, vgg11
-from snnkern.nn import LIF, NormLIF, TimeDistributed
+from snnkern.nn import LIF, NormLIF, TimeDistributed, watch_spikes
 from snnkern.report.table import Cell, Table, percent
 
 RESULTS = Path(__file__).with_name("results")
@@ -116,9 +116,6 @@ def in_plain_torch(network: SpikingNetwork) -> nn.Module:
 def unpacked(network: SpikingNetwork) -> SpikingNetwork:
     """The same of the layers of torch.nn, which multiply every spike."""
     plain = vgg(network.timesteps, pack=False)
-    for name, module in plain.named_modules():
-        if isinstance(module, LIF):
-            module.threshold = network.get_submodule(name).threshold.clone()  # type: ignore
     plain.load_state_dict(network.state_dict())
     return plain
 
@@ -152,18 +149,15 @@ def in_onnx_runtime(network: nn.Module, images: Tensor, threads: int) -> Callabl
     return lambda x: session.run(None, {"images": x.numpy()})[0]
 
 
-def densities(network: nn.Module, images: Tensor) -> list[float]:
-    """Shares of neurons that fire per step, layer by layer."""
-    found: list[float] = []
-    hooks = [
-        module.register_forward_hook(lambda _, __, spikes: found.append(spikes.mean().item()))
-        for module in network.modules()
-        if isinstance(module, LIF)
-    ]
-    with torch.no_grad():
+def layers_of(network: nn.Module, images: Tensor) -> list[tuple[float, int]]:
+    """Of every layer the share of neurons that fire in a step, and how many neurons it has."""
+    found: list[tuple[float, int]] = []
+
+    def see(_: str, spikes: Tensor) -> None:
+        found.append((spikes.mean().item(), spikes[0, 0].numel()))
+
+    with torch.no_grad(), watch_spikes(network, see):
         network(images)
-    for hook in hooks:
-        hook.remove()
     return found
 
 
@@ -175,7 +169,7 @@ def fire_at(network: SpikingNetwork, density: float, images: Tensor) -> None:
         for _ in range(16):
             middle = (low * high) ** 0.5
             layer.threshold.data.fill_(middle)
-            if densities(network, images)[index] > density:
+            if layers_of(network, images)[index][0] > density:
                 low = middle
             else:
                 high = middle
@@ -248,15 +242,14 @@ def all_rows(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
             COMPILED: snnkern.compile_inference(network),
         }
 
-    fired = densities(network, seen[:BATCH])
-    neurons = neurons_of(network, seen[:1])
-    spikes = sum(TIMESTEPS * share * count for share, count in zip(fired, neurons, strict=True))
+    layers = layers_of(network, seen[:BATCH])
+    spikes = sum(TIMESTEPS * share * count for share, count in layers)
     notes = [
         f"accuracy on {len(seen)} images: ReLU network {percent(accuracy(relus, seen, classes))}, "
         f"spiking {percent(accuracy(network, seen, classes))}, compiled "
         f"{percent(accuracy(snnkern.compile_inference(network), seen, classes))}",
         f"{spikes:,.0f} spikes per image; shares of neurons that fire in a step, by layer: "
-        + ", ".join(f"{share:.3f}" for share in fired),
+        + ", ".join(f"{share:.3f}" for share, _ in layers),
     ]
     for threads in THREADS:
         torch.set_num_threads(threads)
@@ -272,21 +265,6 @@ def all_rows(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
             torch.set_num_threads(threads)
             rows += measure(f"{density:.0%} fire", spiking(), seen[:8], max(3, rounds // 2))
     return rows, notes
-
-
-def neurons_of(network: nn.Module, image: Tensor) -> list[int]:
-    """How many neurons every layer has."""
-    found: list[int] = []
-    hooks = [
-        module.register_forward_hook(lambda _, __, spikes: found.append(spikes[0].numel()))
-        for module in network.modules()
-        if isinstance(module, LIF)
-    ]
-    with torch.no_grad():
-        network(image)
-    for hook in hooks:
-        hook.remove()
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -409,15 +409,9 @@ class Reader:
         """Folded into the layer before."""
         if self._residual is not None:
             raise self._refuse(f"{layer} behind a sum")
-        if self.affine is None or layer.running_mean is None or layer.running_var is None:
-            raise self._refuse(f"{layer} without running statistics or a layer before it")
-        scale = torch.rsqrt(layer.running_var + layer.eps)
-        if layer.weight is not None:
-            scale = scale * layer.weight.detach()
-        shift = -layer.running_mean * scale
-        if layer.bias is not None:
-            shift = shift + layer.bias.detach()
-        self.affine = self.affine.scaled(scale, shift)
+        if self.affine is None:
+            raise self._refuse(f"{layer} without a layer before it")
+        self.affine = self.affine.scaled(*(t.detach() for t in scale_and_shift(layer)))
 
     def residual(self, layer: Residual) -> None:
         """A branch and a shortcut, which neurons must follow."""

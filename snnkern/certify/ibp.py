@@ -182,12 +182,15 @@ AFFINE: dict[type[nn.Module], Callable[[Any], Affine]] = {
 }
 
 
-def scale_and_shift(layer: NormLIF) -> tuple[Tensor, Tensor]:
+def scale_and_shift(
+    layer: NormLIF | nn.BatchNorm1d | nn.BatchNorm2d,
+) -> tuple[Tensor, Tensor]:
     """What a normalised layer multiplies and adds per channel, as it computes them."""
     mean, var = layer.running_mean, layer.running_var
     if layer.training or mean is None or var is None:
         raise TypeError(
-            "model holds a NormLIF without running statistics or in training, expected one whose "
+            f"model holds a {type(layer).__name__} without running statistics or in training, "
+            "expected one whose "
             "output does not depend on the batch"
         )
     inverse = torch.rsqrt(var + layer.eps)
