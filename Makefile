@@ -21,7 +21,7 @@ demo: build  ## set up, then train, attack and certify a small network on handwr
 	$(BIN)/snnkern demo
 
 test: lint $(VENV)/.peers  ## set up, check the style, run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile  # a file's fixtures are made once
 
 lint: build  ## check formatting, style and types
 	$(BIN)/ruff check

@@ -1422,7 +1422,7 @@ def bad_arguments() -> Iterator[Bad]:
         if needed != "leak":
             parts = ("None", f"expected a value for charge={charge!r}")
             yield Bad({"charge": charge}, ValueError, needed, parts)
-        for other in {"leak", "tau", "rate"} - {needed}:
+        for other in sorted({"leak", "tau", "rate"} - {needed}):
             arguments = {"charge": charge, needed: 1.0, other: 1.0}
             parts = ("is given", repr(charge), f"expected {needed} instead")
             yield Bad(arguments, ValueError, other, parts)

@@ -6,6 +6,7 @@ this file. The ops are reached by the overload ``.on_host``.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shlex
 import subprocess
@@ -45,15 +46,17 @@ def build(folder: Path) -> Path:
     content = [file.read_bytes() for file in read if file.is_file()]
     state = hashlib.sha256(b"\0".join([*content, *map(str.encode, flags)])).hexdigest()[:16]
     library = folder / f"cuda_on_host_{state}.so"
-    if library.exists():
-        return library
     folder.mkdir(parents=True, exist_ok=True)
-    objects = [str(folder / f"{source.name}.o") for source in sources]
-    with ThreadPoolExecutor(2) as pool:
-        pairs = zip(sources, objects, strict=True)
-        list(pool.map(lambda p: cxx(*flags, "-xc++", "-c", str(p[0]), "-o", p[1]), pairs))
-    links = [f"-L{path}" for path in cpp_extension.library_paths("cpu")]
-    cxx("-shared", *objects, *links, "-ltorch", "-ltorch_cpu", "-o", str(library))
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes that share the tests build it once
+        if library.exists():
+            return library
+        objects = [str(folder / f"{source.name}.o") for source in sources]
+        with ThreadPoolExecutor(2) as pool:
+            pairs = zip(sources, objects, strict=True)
+            list(pool.map(lambda p: cxx(*flags, "-xc++", "-c", str(p[0]), "-o", p[1]), pairs))
+        links = [f"-L{path}" for path in cpp_extension.library_paths("cpu")]
+        cxx("-shared", *objects, *links, "-ltorch", "-ltorch_cpu", "-o", str(library))
     return library
 
 
