@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines import OPTIONS, lif_loop
 from benchmarks.bench_memory import make_plain
-from benchmarks.comparison import Quartiles, Setting
 from snnkern.attacks import FGSM
+from snnkern.bench import OPTIONS, Quartiles, Setting, lif_loop
 from snnkern.models import vgg11
 from snnkern.report.table import Cell, Table
 from snnkern.training import HIRE, RAT, Memory, Method, Natural, orthogonal_retraction

@@ -14,7 +14,8 @@ import torch
 import snnkern
 from benchmarks import comparison
 from benchmarks.baselines import spikingjelly_version
-from benchmarks.comparison import PAGES, Compare, Comparison, Contenders, Setting
+from benchmarks.comparison import Compare, Comparison
+from snnkern.bench import PAGES, Contenders, Setting, first_calls
 from snnkern.memory import can_keep_pages
 from snnkern.report.table import Table
 
@@ -146,7 +147,7 @@ def compare(
         bars: Mapping[str, float] = MappingProxyType({}),
         tolerance: float | None = None,
     ) -> None:
-        seconds = comparison.first_calls(contenders, tolerance)
+        seconds = first_calls(contenders, tolerance)
         if benchmark.disabled:
             benchmark(lambda: None)
             return

@@ -9,17 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.comparison import (
-    YARDSTICK,
-    Comparison,
-    Contenders,
-    Quartiles,
-    Setting,
-    first_calls,
-    layer_shape,
-    tables,
-)
+from benchmarks.comparison import Comparison, layer_shape, tables
 from benchmarks.verdicts import STRONGEST, sentences, table
+from snnkern.bench import YARDSTICK, Contenders, Quartiles, Setting, first_calls
 
 
 def outputs_of(*tensors: Tensor) -> Contenders:

@@ -26,7 +26,17 @@ from snnkern.training.recipe import Recipe
 from snnkern.training.run import read_metrics
 from snnkern.training.start import load_run
 
-COMMANDS = ("demo", "train", "convert", "attack", "certify", "report", "info", "completion")
+COMMANDS = (
+    "demo",
+    "train",
+    "convert",
+    "attack",
+    "certify",
+    "report",
+    "bench",
+    "info",
+    "completion",
+)
 
 
 def leave(*arguments: str) -> int:

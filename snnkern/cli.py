@@ -228,6 +228,40 @@ def parser() -> argparse.ArgumentParser:
     _add_device(report)
     _add_output(report)
 
+    bench = add(
+        "bench",
+        _bench,
+        "time the neurons on this machine",
+        "Times a layer of neurons on the CPU, forward and forward+backward, beside the same in\n"
+        "plain PyTorch and beside the bandwidth of the memory, in a few seconds.",
+        "bench",
+        "bench --threads 1 2 --shape 8 32 512 4 4 --json",
+    )
+    bench.add_argument(
+        "--shape",
+        type=int,
+        nargs="+",
+        metavar="SIZE",
+        help="of the input, T N ...; unless given, 8 32 64 32 32, beyond the cache",
+        default=argparse.SUPPRESS,
+    )
+    bench.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="numbers of threads; the one that torch takes unless given",
+        default=argparse.SUPPRESS,
+    )
+    bench.add_argument(
+        "--pages",
+        choices=("kept", "default"),
+        help="whether the allocator keeps freed pages, as all these commands have it do where it "
+        "can, or is left as it comes",
+        default=argparse.SUPPRESS,
+    )
+    _add_output(bench)
+
     info = add(
         "info",
         _info,
@@ -439,6 +473,26 @@ def _report(options: argparse.Namespace) -> None:
     _tell_study(options, study, write_report(study, folder))
 
 
+def _bench(options: argparse.Namespace) -> None:
+    import torch
+
+    from snnkern import __version__
+    from snnkern._info import machine
+    from snnkern.bench import bench, bench_table
+
+    given = _given(options, "shape", "threads", "pages")
+    found = bench(**given, progress=not options.quiet)
+    _tell(
+        options,
+        f"{machine()}, torch {torch.__version__}\n\n{bench_table(found).text()}",
+        snnkern=__version__,
+        torch=torch.__version__,
+        machine=machine(),
+        shape=found[0].shape,
+        cases=[rounds.as_dict() for rounds in found],
+    )
+
+
 def _info(options: argparse.Namespace) -> None:
     import torch
 
@@ -472,7 +526,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status."""
     try:
         options = parser().parse_args(arguments)
-        if options.command not in ("info", "completion"):
+        if options.command not in ("bench", "info", "completion"):
             from snnkern import keep_pages
 
             keep_pages()
