@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from snnkern.bench import (
     LIF_BYTES,
     YARDSTICK,
+    Outputs,
     Rounds,
     Setting,
     bench,
@@ -35,9 +37,13 @@ def test_the_plain_loop_is_the_same_neuron(shape: list[int], direction: str) -> 
 
 
 def test_every_round_runs_everything_once_and_ours_last() -> None:
-    order = []
-    names = ("ours", "other")
-    contenders = {name: lambda name=name: (order.append(name), torch.ones(1))[1:] for name in names}
+    order: list[str] = []
+
+    def run(name: str) -> Outputs:
+        order.append(name)
+        return ()
+
+    contenders = {name: partial(run, name) for name in ("ours", "other")}
     rounds = Rounds("case", Setting("default", 1), (2, 2), 8, contenders)
     assert 7 <= rounds.count() <= 60
     assert list(rounds.seconds.values()) == [[], [], []]

@@ -251,6 +251,10 @@ def test_options_reach_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
         (Path("run"), plain | {"checks": True, "seed": 0, "progress": True}),
         (Path("run"), given),
     ]
+    with monkeypatch.context() as patch:
+        patch.setattr("snnkern.training.start.named_network", lambda text: f"found {text}")
+        assert main(["attack", "run", "--model", "a.b:c"]) == 0
+    assert called[-1][1]["model"] == "found a.b:c"
     for wrong in ("much", "1/0"):
         assert leave("attack", "run", "--eps", wrong) == 2
 

@@ -161,6 +161,7 @@ def parser() -> argparse.ArgumentParser:
         help="also certify by these bounds, within the same sizes, and stop where an attack "
         "contradicts them",
     )
+    _add_model(attack)
     _add_data(attack)
     _add_images(attack)
     attack.add_argument(
@@ -192,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
         default="best",
         help="ibp, crown, best of both (the default), tight, or exact for tiny networks",
     )
+    _add_model(certify)
     _add_data(certify)
     _add_images(certify)
     _add_device(certify)
@@ -217,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--folder", type=Path, help="where it goes; RUN unless given, runs/report for several"
     )
+    _add_model(report)
     _add_data(report)
     report.add_argument(
         "--images",
@@ -291,6 +294,17 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where data sets lie; 'digits' or 'synthetic': other images instead, handwritten "
         "digits or generated ones, of the same size",
+    )
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="for a run of training.fit in a script of yours, which has no recipe: a function in "
+        "it that gives (network, test samples), such as train:network in ./train.py; the weights "
+        "are those of the run. The module is imported, and so run",
+        default=argparse.SUPPRESS,
     )
 
 
@@ -444,11 +458,20 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in names}
 
 
+def _of_run(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """What was given of these options, and of those that say what the network of a run is."""
+    given = _given(options, *names, "data", "model", "images", "device")
+    if "model" in given:
+        from snnkern.training.start import named_network
+
+        given["model"] = named_network(given["model"])
+    return given
+
+
 def _attack(options: argparse.Namespace) -> None:
     from snnkern.training.attack import attack_run
 
-    attacks = "eps", "certificates", "attacks", "checks", "seed"
-    given = _given(options, *attacks, "data", "images", "batch_size", "device")
+    given = _of_run(options, "eps", "certificates", "attacks", "checks", "seed", "batch_size")
     result = attack_run(options.run, **given, progress=not options.quiet)
     if _first_process():
         print(result.to_json() if options.json else result.to_text())
@@ -457,7 +480,7 @@ def _attack(options: argparse.Namespace) -> None:
 def _certify(options: argparse.Namespace) -> None:
     from snnkern.training.certify import certify_run
 
-    given = _given(options, "eps", "method", "data", "images", "batch_size", "device")
+    given = _of_run(options, "eps", "method", "batch_size")
     result = certify_run(options.run, **given, progress=not options.quiet)
     print(result.to_json() if options.json else result.to_text())
 
@@ -466,7 +489,7 @@ def _report(options: argparse.Namespace) -> None:
     from snnkern.report import write_report
     from snnkern.report.runs import study_of_runs
 
-    given = _given(options, "data", "images", "seed", "device")
+    given = _of_run(options, "seed")
     study = study_of_runs(options.runs, **given, progress=not options.quiet)
     one = options.runs[0] if options.runs[0].is_dir() else options.runs[0].parent
     folder = options.folder or (one if len(options.runs) == 1 else Path("runs/report"))

@@ -168,8 +168,9 @@ def _list(lines: Iterable[str]) -> str:
 
 def _facts(study: Study) -> dict[str, str]:
     steps = dict.fromkeys(network.timesteps for network in study.networks)
+    words = {0: "none (ReLU)", None: "not known"}
     return {
-        "time steps": ", ".join(str(t) if t else "none (ReLU)" for t in steps),
+        "time steps": ", ".join(words.get(t, str(t)) for t in steps),
         **study.provenance,
     }
 
