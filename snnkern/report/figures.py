@@ -530,11 +530,12 @@ def _legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
 
 
 def _curve_style(kind: CurveKind, number: int) -> dict[str, Any]:
-    # Orange discs against blue squares: hue, marker and dash each tell the kinds apart.
+    # Orange discs against blue squares; within a kind dash and filling tell curves apart.
     return {
         "color": _PLACEHOLDER[kind],
         "linestyle": _DASHES[number % len(_DASHES)],
         "marker": "o" if kind == "attack" else "s",
+        "fillstyle": ("full", "none")[number % 2],
         "clip_on": False,
     }
 
