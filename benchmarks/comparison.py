@@ -1,16 +1,18 @@
-"""What pytest compares beside snnkern.bench, the tables made of that, and results as files."""
+"""What pytest compares beside snnkern.bench, the tables of that, and the frame of all commands."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import re
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pytest_benchmark.utils import get_commit_info
@@ -18,7 +20,9 @@ from pytest_benchmark.utils import get_commit_info
 from snnkern._info import machine
 from snnkern._version import __version__
 from snnkern.bench import YARDSTICK, Contenders, Quartiles, Rounds
+from snnkern.report.table import Table
 
+RESULTS = Path(__file__).with_name("results")
 # Time steps times batch, and one sample: large feature maps that come from memory, and a deep layer
 # whose tensors stay in a large cache.
 LAYERS = {"beyond": (512, 64, 32, 32), "inside": (256, 512, 4, 4)}
@@ -196,3 +200,74 @@ def save(
     paths[0].write_text(json.dumps(document, indent=1) + "\n")
     paths[1].write_text(f"# {about['machine']}\n\n{notes}\n\n{text}\n")
     return paths
+
+
+class Findings(NamedTuple):
+    """What a command measured: sentences and tables to read, and the same to compute with."""
+
+    parts: Sequence[str | Table]
+    cases: list[dict[str, Any]]
+
+    def text(self) -> str:
+        """For the terminal."""
+        return "\n\n".join(part if isinstance(part, str) else part.text() for part in self.parts)
+
+    def markdown(self) -> str:
+        """For a file."""
+        return "\n\n".join(
+            part if isinstance(part, str) else part.markdown() for part in self.parts
+        )
+
+
+def command(
+    name: str,
+    description: str | None,
+    add_options: Callable[[argparse.ArgumentParser], None],
+    measure: Callable[[argparse.Namespace], Findings],
+    arguments: Sequence[str] | None,
+    *,
+    trains: bool = False,
+) -> int:
+    """What all commands ``python -m benchmarks.NAME`` are: the exit status.
+
+    Torch computes with one thread, since layers as small as theirs lose more to threads than they
+    gain; ``measure`` may take others.
+
+    Args:
+        name: of the module, and at the end of those of its results.
+        description: its docstring.
+        add_options: that only this command has; ``--quiet`` and ``--save-results`` all have.
+        measure: given the options.
+        arguments: of the command line, ``sys.argv`` unless given.
+        trains: whether it keeps runs, in ``options.folder``, from which it goes on when it was
+            interrupted; ``--folder`` names another.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser)
+    add = parser.add_argument
+    if trains:
+        add("--folder", type=Path, help="of the runs; in runs/, named after the commit, by default")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--save-results", action="store_true", help="write the tables to benchmarks/results")
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    about = facts("python", "-m", f"benchmarks.{name}", *given)
+    if trains and options.folder is None:
+        # So that networks of different code never meet in one table.
+        options.folder = Path("runs") / f"{name}-{about['commit'][:12]}"
+    torch.set_num_threads(1)
+    try:
+        found = measure(options)
+    except KeyboardInterrupt:
+        goes_on = f": the same command goes on with {options.folder}" if trains else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        return 130
+    print(found.text())
+    if options.save_results:
+        for path in save(RESULTS, about, found.cases, found.markdown(), f"-{name}"):
+            print(f"wrote {path}")
+    return 0

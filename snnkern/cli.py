@@ -69,9 +69,13 @@ def parser() -> argparse.ArgumentParser:
         "train digits_rat",
         "train digits_rat --folder runs/short --epochs 5 --seed 1",
         "train rat_vgg11_c10 --data FOLDER --resume",
+        "train --list",
     )
     train.add_argument(
         "recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe that ships with this"
+    )
+    train.add_argument(
+        "--list", action=_Recipes, nargs=0, help="name the recipes that ship with this, and end"
     )
     train.add_argument("--folder", type=Path, help="of the run; runs/RECIPE unless given")
     train.add_argument(
@@ -285,6 +289,18 @@ def parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top
+
+
+class _Recipes(argparse.Action):
+    """Prints the recipes and ends, as ``--version`` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from snnkern.training.recipe import Recipe, shipped
+
+        titles = {name: Recipe.load(name).settings["title"] for name in shipped()}
+        width = max(map(len, titles))
+        print("\n".join(f"{name:<{width}}  {title}" for name, title in titles.items()))
+        parser.exit()
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
@@ -548,7 +564,10 @@ def _completed(top: argparse.ArgumentParser, shtab: Any) -> argparse.ArgumentPar
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status."""
     try:
-        options = parser().parse_args(arguments)
+        top = parser()
+        if not (sys.argv[1:] if arguments is None else arguments):
+            top.exit(2, top.format_help())
+        options = top.parse_args(arguments)
         if options.command not in ("bench", "info", "completion"):
             from snnkern import keep_pages
 

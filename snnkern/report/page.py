@@ -170,10 +170,10 @@ def _markdown(study: Study, sections: list[dict[str, Any]], twins: list[dict[str
     for twin in twins:
         for card in twin["cards"]:
             drawings = [card[kind] for kind in ("raster", "membranes") if card[kind] is not None]
-            tables = [table.markdown() for drawing in drawings for table in drawing.tables]
-            if tables:
+            if drawings:
                 name = f"{twin['network'].name}, label {card['sample'].label}"
-                parts += [f"## Spikes in time: {markdown_text(name)}", *tables]
+                parts.append(f"## Spikes in time: {markdown_text(name)}")
+                parts += [table.markdown() for drawing in drawings for table in drawing.tables]
     for network in study.networks:
         if network.missing:
             parts += [f"## Not in this report: {markdown_text(network.name)}"]
