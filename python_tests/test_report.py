@@ -550,6 +550,16 @@ def test_the_markdown_has_the_numbers_of_the_spikes(study: Study, tmp_path: Path
                     assert table.markdown() in markdown
 
 
+def test_the_caption_of_distances_names_the_attack(study: Study) -> None:
+    drawn = layers(study)
+    assert drawn is not None
+    assert drawn.caption.endswith("the mean over images; the attack is PGD-20, ε = 0.1.")
+    without = [dataclasses.replace(network, samples=()) for network in study.networks]
+    drawn = layers(dataclasses.replace(study, networks=tuple(without)))
+    assert drawn is not None
+    assert drawn.caption.endswith("the mean over images.")
+
+
 def test_samples_without_spikes_have_no_rasters(study: Study, tmp_path: Path) -> None:
     bare = [
         dataclasses.replace(sample, rasters={}, membranes={})

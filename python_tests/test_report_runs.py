@@ -328,6 +328,19 @@ def test_samples_that_are_no_pictures_have_activity_and_energy(tmp_path: Path) -
     assert network.certified is not None
 
 
+def test_the_samples_that_were_asked_for_are_shown(run: Path) -> None:
+    x, y = digits().test[:IMAGES]
+    options: dict[str, Any] = {"images": IMAGES, "device": "cpu", "progress": False}
+    (network,) = study_of_runs([run], samples=(7, 2), **options).networks
+    assert [sample.label for sample in network.samples] == y[[7, 2]].tolist()
+    for number, sample in zip((7, 2), network.samples, strict=True):
+        np.testing.assert_array_equal(sample.clean, x[number].numpy())
+    with pytest.raises(ValueError, match=f"samples has {IMAGES}, expected numbers below images, "):
+        study_of_runs([run], samples=(0, IMAGES), **options)
+    with pytest.raises(ValueError, match="samples is -1, expected"):
+        study_of_runs([run], samples=(-1,), **options)
+
+
 def test_the_function_of_an_own_network_has_to_fit(
     run: Path, own: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

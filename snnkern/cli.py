@@ -231,6 +231,15 @@ def parser() -> argparse.ArgumentParser:
         default=32,
         help="how many test images to look at, for what is shown of them; 0 for none",
     )
+    report.add_argument(
+        "--samples",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="which of these to show, by number from 0; unless given, the first of each of four "
+        "classes",
+        default=argparse.SUPPRESS,
+    )
     report.add_argument("--seed", type=int, default=0, help="of the attack on these")
     _add_device(report)
     _add_output(report)
@@ -505,7 +514,7 @@ def _report(options: argparse.Namespace) -> None:
     from snnkern.report import write_report
     from snnkern.report.runs import study_of_runs
 
-    given = _of_run(options, "seed")
+    given = _of_run(options, "samples", "seed")
     study = study_of_runs(options.runs, **given, progress=not options.quiet)
     one = options.runs[0] if options.runs[0].is_dir() else options.runs[0].parent
     folder = options.folder or (one if len(options.runs) == 1 else Path("runs/report"))

@@ -303,9 +303,11 @@ def layers(study: Study) -> Drawing | None:
     caption = (
         "Left: how often neurons fire on clean images. Middle and right: the l2 distance of firing "
         "rates (Kundu et al. 2021, definition 2) and of spike trains (Ding et al. 2022, eq. 12) "
-        "between images and their adversarial twins, the mean over images; the attack is that of "
-        "the images below."
+        "between images and their adversarial twins, the mean over images"
     )
+    shown = [sample for network in networks for sample in network.samples]
+    attacks = _ordered(f"{sample.attack}, ε = {eps_text(sample.eps)}" for sample in shown)
+    caption += f"; the attack is {' or '.join(attacks)}." if attacks else "."
     return Drawing(svg, alt, caption, tuple(_layer_table(network) for network in networks))
 
 

@@ -18,7 +18,7 @@ from snnkern._checks import check_int
 from snnkern._info import machine
 from snnkern._version import __version__
 from snnkern.attacks import PGD
-from snnkern.data import Samples, loader
+from snnkern.data import loader
 from snnkern.models import SpikingNetwork
 from snnkern.report.network import Shown, show
 from snnkern.report.study import Curve, CurveKind, Epoch, NetworkResult, Score, Study
@@ -50,6 +50,7 @@ def study_of_runs(
     data: Path | None = None,
     model: Own | None = None,
     images: int = 32,
+    samples: Sequence[int] = (),
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
@@ -67,13 +68,16 @@ def study_of_runs(
             ``snnkern.training.start.trained``. Called once for each.
         images: how many test images to attack by PGD-20 anew, from the first: what is shown of
             them, activity, distances and energy come from these. 0 leaves that out.
+        samples: which of these are shown, by their numbers from 0; unless given, the first of each
+            of four classes.
         seed: of the attacks' random choices.
         device: where to run; a GPU where there is one.
         progress: show a progress bar.
 
     Raises:
         FileNotFoundError: a folder holds neither, or ``data`` is given and lacks a file.
-        ValueError: no runs, ``model`` and none that needs it, or a file of a run is corrupt.
+        ValueError: no runs, ``samples`` that are not among the images, ``model`` and none that
+            needs it, or a file of a run is corrupt.
     """
     if not runs:
         raise ValueError("runs is empty, expected at least one")
@@ -81,12 +85,16 @@ def study_of_runs(
     if model is not None and all((folder / "recipe.toml").is_file() for folder in folders):
         raise ValueError("model is given, expected none: every run has a recipe that says it")
     check_int("images", images, 0)
+    for sample in samples:
+        check_int("samples", sample, 0)
+        if sample >= images:
+            raise ValueError(f"samples has {sample}, expected numbers below images, {images}")
     where = usable_device(device)
     found: list[tuple[NetworkResult, str, str]] = []
     bar = tqdm(runs, desc="report", unit="run", disable=not progress, delay=1)
     for run, folder in zip(bar, folders, strict=True):
         if (folder / "metrics.jsonl").is_file():
-            found.append(_Run(run, folder, data, model).network(images, seed, where))
+            found.append(_Run(run, folder, data, model).network(images, samples, seed, where))
         elif (folder / "study.json").is_file():
             study = Study.load(folder)
             on = study.provenance.get("machine", "")
@@ -230,7 +238,7 @@ class _Run:
     own: Own | None
 
     def network(
-        self, images: int, seed: int, device: torch.device
+        self, images: int, samples: Sequence[int], seed: int, device: torch.device
     ) -> tuple[NetworkResult, str, str]:
         """What is known of it, on which data, trained on which machine."""
         about = self._about()
@@ -257,7 +265,7 @@ class _Run:
             result = replace(result, method=run.title)
         elif self.own is not None:
             run = trained(self.path, None, self.own)
-        measured, dataset = self._measured(result, run, images, seed, device)
+        measured, dataset = self._measured(result, run, images, samples, seed, device)
         return measured, dataset, on
 
     def _about(self) -> dict[str, Any]:
@@ -273,6 +281,7 @@ class _Run:
         result: NetworkResult,
         run: Trained | None,
         images: int,
+        samples: Sequence[int],
         seed: int,
         device: torch.device,
     ) -> tuple[NetworkResult, str]:
@@ -296,7 +305,9 @@ class _Run:
                 missing.append(f"Images, spikes, membranes, activity and energy: {error}")
             else:
                 with threads(run.threads):
-                    shown = _shown(run.model.to(device), test, size, images, seed, device)
+                    x, y = next(iter(loader(first_images(test, images), images)))
+                    x, y = x.to(device), y.to(device)
+                    shown = _shown(run.model.to(device), x, y, size, samples, seed)
                 if not shown.samples:
                     missing.append("Images, spikes and membranes: the samples are no pictures.")
         command = f"{self.path}"
@@ -344,13 +355,18 @@ def _timesteps(run: Trained | None) -> int | None:
 
 
 def _shown(
-    model: nn.Module, test: Samples, size: float, images: int, seed: int, device: torch.device
+    model: nn.Module, x: Tensor, y: Tensor, size: float, samples: Sequence[int], seed: int
 ) -> Shown:
-    """The first samples, those of the first classes shown where they are pictures."""
-    x, y = (part.to(device) for part in next(iter(loader(first_images(test, images), images))))
-    first = {label: number for number, label in reversed(list(enumerate(y.tolist())))}
-    pictures = x.dim() == 4 and x.shape[1] in (1, 3)
-    samples = sorted(first.values())[:SAMPLES_SHOWN] if pictures else []
+    """What is seen of samples; those that are shown have to be pictures."""
+    if x.dim() != 4 or x.shape[1] not in (1, 3):
+        samples = ()
+    elif not samples:
+        first = {label: number for number, label in reversed(list(enumerate(y.tolist())))}
+        samples = sorted(first.values())[:SAMPLES_SHOWN]
+    if samples and max(samples) >= len(x):
+        raise ValueError(
+            f"samples has {max(samples)}, expected numbers below {len(x)}, all there are"
+        )
     attack = PGD(size, steps=20, eot=DRAWS if draws(model) else 1)
     return show(model, x, y, attack, "PGD-20", samples, seed)
 
