@@ -291,7 +291,10 @@ def test_an_own_network_is_looked_at_through_its_function(
     x, y = digits().test[:IMAGES]
     assert torch.equal(result.correct(), model(x).argmax(1) == y)
     study = study_of_runs([folder], **options)
-    assert study.dataset == f"{__name__}:own_network"
+    assert (study.title, study.dataset) == ("own", f"{__name__}:own_network")
+    assert study.provenance["command"] == (
+        f"snnkern report {folder} --model {__name__}:own_network --images {IMAGES}"
+    )
     (network,) = study.networks
     assert network.timesteps == 3
     assert network.clean is not None
@@ -331,7 +334,9 @@ def test_samples_that_are_no_pictures_have_activity_and_energy(tmp_path: Path) -
 def test_the_samples_that_were_asked_for_are_shown(run: Path) -> None:
     x, y = digits().test[:IMAGES]
     options: dict[str, Any] = {"images": IMAGES, "device": "cpu", "progress": False}
-    (network,) = study_of_runs([run], samples=(7, 2), **options).networks
+    study = study_of_runs([run], samples=(7, 2), **options)
+    assert study.provenance["command"].endswith(f"{run} --images {IMAGES} --samples 7 2")
+    (network,) = study.networks
     assert [sample.label for sample in network.samples] == y[[7, 2]].tolist()
     for number, sample in zip((7, 2), network.samples, strict=True):
         np.testing.assert_array_equal(sample.clean, x[number].numpy())

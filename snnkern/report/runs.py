@@ -32,9 +32,9 @@ from snnkern.training.attack import (
 )
 from snnkern.training.ranks import usable_device
 from snnkern.training.run import read_metrics
-from snnkern.training.start import DEFAULT_EPS, Own, Trained, threads, trained
+from snnkern.training.start import DEFAULT_EPS, Own, Trained, own_name, threads, trained
 
-SAMPLES_SHOWN = 4
+IMAGES, SAMPLES_SHOWN = 32, 4
 CLEAN = "clean"
 # Of runs that ``fit`` made by itself.
 OWN_OPTION = "--model MODULE:FUNCTION"
@@ -49,7 +49,7 @@ def study_of_runs(
     *,
     data: Path | None = None,
     model: Own | None = None,
-    images: int = 32,
+    images: int = IMAGES,
     samples: Sequence[int] = (),
     seed: int = 0,
     device: str | None = None,
@@ -82,7 +82,8 @@ def study_of_runs(
     if not runs:
         raise ValueError("runs is empty, expected at least one")
     folders = [run if run.is_dir() else run.parent for run in runs]
-    if model is not None and all((folder / "recipe.toml").is_file() for folder in folders):
+    without_recipe = [folder for folder in folders if not (folder / "recipe.toml").is_file()]
+    if model is not None and not without_recipe:
         raise ValueError("model is given, expected none: every run has a recipe that says it")
     check_int("images", images, 0)
     for sample in samples:
@@ -108,14 +109,22 @@ def study_of_runs(
     words = {name: "; ".join(dict.fromkeys(filter(None, values))) for name, values in (
         ("data", (dataset for _, dataset, _ in found)), ("machine", (on for _, _, on in found)),
     )}  # fmt: skip
+    title = f"{len(networks)} networks side by side"
+    if len(networks) == 1:
+        title = networks[0].name if without_recipe else networks[0].method
+    given = {
+        "data": data,
+        "model": None if model is None else own_name(model),
+        "images": None if images == IMAGES else images,
+        "samples": " ".join(map(str, samples)),
+    }
+    options = [f"--{name} {value}" for name, value in given.items() if value not in (None, "")]
     return Study(
-        title=networks[0].method
-        if len(networks) == 1
-        else f"{len(networks)} networks side by side",
+        title=title,
         description="Attacks bound robust accuracy from above, certificates from below.",
         provenance={
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "command": " ".join(["snnkern report", *map(str, runs)]),
+            "command": " ".join(["snnkern report", *map(str, runs), *options]),
             "trained on": words["machine"] or machine(),
             "python": platform.python_version(),
             "torch": torch.__version__,

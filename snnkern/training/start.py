@@ -100,7 +100,7 @@ def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Tra
             settings.get("threads"),
             lambda: recipe.split(data).test,
         )
-    name = f"{own.__module__}:{getattr(own, '__qualname__', type(own).__name__)}"
+    name = own_name(own)
     if has_recipe:
         raise ValueError(
             f"model is {name} and run is {path}, expected none: its recipe says what it is"
@@ -110,6 +110,11 @@ def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Tra
     model, test = _made(own(), name)
     _load(model, path)
     return Trained(folder.resolve().name, name, model, DEFAULT_EPS, None, lambda: test)
+
+
+def own_name(own: Own) -> str:
+    """``MODULE:FUNCTION``, as ``named_network`` finds it again."""
+    return f"{own.__module__}:{getattr(own, '__qualname__', type(own).__name__)}"
 
 
 def _made(given: Any, name: str) -> tuple[nn.Module, Samples]:
