@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -200,6 +201,25 @@ def save(
     paths[0].write_text(json.dumps(document, indent=1) + "\n")
     paths[1].write_text(f"# {about['machine']}\n\n{notes}\n\n{text}\n")
     return paths
+
+
+def in_turns(
+    benchmark: Any, run: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each in every round, in which all run once; empty where nothing is measured."""
+    seconds: dict[str, list[float]] = {name: [] for name in run}
+
+    def one_round() -> None:
+        for name, step in run.items():
+            start = perf_counter()
+            step()
+            seconds[name].append(perf_counter() - start)
+
+    if benchmark.disabled:
+        benchmark(lambda: None)
+        return {}
+    benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=1)
+    return {name: times[-rounds:] for name, times in seconds.items()}
 
 
 class Findings(NamedTuple):

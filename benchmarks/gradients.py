@@ -31,7 +31,7 @@ from snnkern.attacks import (
 )
 from snnkern.models import conv_net, fc_net
 from snnkern.nn import Gradient
-from snnkern.report.table import Cell, Table, percent
+from snnkern.report.table import Table, percent
 from snnkern.surrogate import (
     ASSG,
     HART,
@@ -159,9 +159,8 @@ def measured(options: argparse.Namespace) -> Findings:
             f"{len(networks)} networks. From + on, members one after the other, each the one that "
             "breaks most of what is left."
         )
-        head = (Cell("through"), Cell("right"))
-        body = tuple((Cell(name), Cell(percent(share))) for name, share in rows)
-        tables.append(Table(caption, head, body))
+        body = ((name, percent(share)) for name, share in rows)
+        tables.append(Table.of(caption, ("through", "right"), body))
     return Findings(tables, cases)
 
 

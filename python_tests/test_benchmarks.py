@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.comparison import Comparison, Findings, command, layer_shape, tables
+from benchmarks.comparison import Comparison, Findings, command, in_turns, layer_shape, tables
 from benchmarks.verdicts import STRONGEST, sentences, table
 from snnkern.bench import YARDSTICK, Contenders, Quartiles, Setting, first_calls
 from snnkern.report.table import Cell, Table
@@ -87,6 +88,28 @@ def test_tables_state_the_bars_and_leave_out_empty_columns() -> None:
     ]
     assert "1 thread over all" in one
     assert "1 thread over all" not in two
+
+
+def test_in_turns_everything_runs_once_a_round() -> None:
+    order: list[str] = []
+
+    class Benchmark:
+        disabled = False
+
+        def __call__(self, nothing: Callable[[], None]) -> None:
+            nothing()
+
+        def pedantic(self, run: Callable[[], None], rounds: int, warmup_rounds: int) -> None:
+            for _ in range(rounds + warmup_rounds):
+                run()
+
+    run = {name: partial(order.append, name) for name in ("a", "b")}
+    seconds = in_turns(Benchmark(), run, 3)
+    assert order == ["a", "b"] * 4
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+    Benchmark.disabled = True
+    assert in_turns(Benchmark(), run, 3) == {}
+    assert order == ["a", "b"] * 4
 
 
 def test_a_command_prints_and_saves_what_it_found(

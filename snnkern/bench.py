@@ -22,7 +22,7 @@ from tqdm import tqdm
 from snnkern._checks import check_int
 from snnkern.functional import lif
 from snnkern.memory import can_keep_pages, keep_pages
-from snnkern.report.table import Cell, Table
+from snnkern.report.table import Table
 from snnkern.surrogate import ATan
 
 Layer = Callable[[Tensor], Tensor]
@@ -357,4 +357,4 @@ def bench_table(found: Sequence[Rounds]) -> Table:
         "over rounds in which everything ran once. of add: the bytes that cannot be avoided per "
         f"second, over those of {YARDSTICK}."
     )
-    return Table(caption, tuple(map(Cell, head)), tuple(tuple(map(Cell, row)) for row in rows))
+    return Table.of(caption, head, rows)

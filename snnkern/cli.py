@@ -140,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
         "attack runs/digits_rat",
         "attack runs/digits_rat --eps 0.05 0.1 0.2 --attacks fgsm pgd20 members19",
         "attack runs/digits_rat --eps 8/255 --images 100 --json",
+        "attack runs/mine --model train:network",
     )
     attack.add_argument("run", type=Path, metavar="RUN", help=RUN)
     attack.add_argument(
@@ -212,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
         "twins, activity and energy. What a run does not hold is left out, and said how to get.",
         "report runs/digits_rat",
         "report runs/digits_natural runs/digits_rat --folder runs/report",
+        "report runs/mine --model train:network --samples 3 8",
     )
     report.add_argument(
         "runs",
