@@ -1,70 +1,14 @@
-"""The neuron that is measured, in snnkern's words, in plain PyTorch and in SpikingJelly."""
+"""The neuron of snnkern.bench in SpikingJelly, and what torch.compile makes of either loop."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from snnkern.functional import lif
-from snnkern.surrogate import ATan
-
-Layer = Callable[[Tensor], Tensor]
-
-# With a leak of 1/2, SpikingJelly's v - v / tau + x at tau = 2 rounds like leak * v + x.
-LEAK, THRESHOLD, ALPHA = 0.5, 1.0, 2.0
-OPTIONS: dict[str, Any] = {
-    "leak": LEAK,
-    "threshold": THRESHOLD,
-    "reset": "hard",
-    "surrogate": ATan(ALPHA),
-    "detach_reset": True,
-}
-
-
-def snnkern_lif(x: Tensor) -> Tensor:
-    """The layer of the same neuron that is measured."""
-    spikes: Tensor = lif(x, **OPTIONS)
-    return spikes
-
-
-class ATanSpike(torch.autograd.Function):
-    """1 where ``v >= THRESHOLD``; derivative ``ALPHA / 2 / (1 + (pi / 2 ALPHA z)^2)``."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        ctx.save_for_backward(v)
-        # (v >= threshold).to(v.dtype) goes twice over memory.
-        return torch.ge(v, THRESHOLD, out=torch.empty_like(v))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Tensor:
-        (v,) = ctx.saved_tensors
-        (grad_spikes,) = grads
-        q = math.pi / 2 * ALPHA * (v - THRESHOLD)
-        grad_v: Tensor = grad_spikes * (0.5 * ALPHA / (1 + q * q))
-        return grad_v
-
-
-def lif_loop(x: Tensor) -> Tensor:
-    """A LIF layer with hard reset to 0, detached, and the ATan surrogate: one loop over time.
-
-    ``x`` is ``[T, N, ...]`` and finite; the spikes have its shape.
-    """
-    u = torch.zeros_like(x[0])
-    spikes = []
-    # unbind, since the backward of x[t] fills a whole [T, N, ...] with zeros, at every step.
-    for current in x.unbind(0):
-        v = LEAK * u + current
-        s = ATanSpike.apply(v)
-        spikes.append(s)
-        # Not torch.where, which takes several times as long on the CPU.
-        u = v * (1 - s.detach())
-    return torch.stack(spikes)
+from snnkern.bench import ALPHA, LEAK, THRESHOLD, Layer, lif_loop
 
 
 def _compiled(layer: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.bench_training import Step, peak_bytes
-from benchmarks.comparison import Quartiles, Setting
+from snnkern.bench import Quartiles, Setting
 from snnkern.certify import bounds, crown, ibp, inputs
 from snnkern.models import conv_net, vgg11
 from snnkern.nn import RateCoding, evaluation_mode

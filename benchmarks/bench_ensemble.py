@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench_memory import make_plain
-from benchmarks.comparison import Setting
 from snnkern.attacks import PGD, SURROGATE_ENSEMBLE, Ensemble
 from snnkern.attacks.losses import decide
+from snnkern.bench import Setting
 from snnkern.models import vgg11
 from snnkern.models.network import SpikingNetwork
 from snnkern.nn import Gradient, NormLIF, gradient

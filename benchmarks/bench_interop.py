@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.comparison import Quartiles, Setting
+from snnkern.bench import Quartiles, Setting
 from snnkern.interop import accelerate, layerwise
 from snnkern.report.table import Cell, Table
 

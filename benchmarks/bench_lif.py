@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
-import torch
 
-from benchmarks.baselines import (
-    Layer,
-    compiled_lif_loop,
-    lif_loop,
-    snnkern_lif,
-    spikingjelly_layers,
-)
-from benchmarks.comparison import Compare, Outputs, layer_shape
+from benchmarks.baselines import compiled_lif_loop, spikingjelly_layers
+from benchmarks.comparison import Compare, layer_shape
+from snnkern.bench import LIF_BYTES, Layer, lif_case, lif_loop, snnkern_lif
 
-# Per neuron-step: forward reads x and writes s; backward reads gs and x, and writes gx.
-IDEAL_BYTES = {"forward": 8, "forward+backward": 20}
 SHARE_OF_ADD = {"beyond": 0.85, "inside": 0.7}
 # Of forward and backward together, over ours.
 TIMES = {
@@ -26,25 +16,13 @@ TIMES = {
 }
 
 
-@pytest.mark.parametrize("direction", list(IDEAL_BYTES))
+@pytest.mark.parametrize("direction", list(LIF_BYTES))
 @pytest.mark.parametrize("place", list(SHARE_OF_ADD))
 @pytest.mark.parametrize("timesteps", [4, 8, 32], ids="T{}".format)
 def test_lif(
     timesteps: int, place: str, direction: str, compare: Compare, request: pytest.FixtureRequest
 ) -> None:
     shape = layer_shape(timesteps, place)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).mul_(0.8).add_(0.4)
-    # Not the gradient of a sum, which is one number expanded.
-    grad_spikes = torch.randn(shape, generator=generator)
-    x.requires_grad_(direction == "forward+backward")
-
-    def run(layer: Layer) -> Outputs:
-        spikes = layer(x)
-        if not x.requires_grad:
-            return (spikes,)
-        return (spikes.detach(), *torch.autograd.grad(spikes, x, grad_spikes))
-
     layers: dict[str, Layer] = {
         "snnkern": snnkern_lif,
         "plain loop": lif_loop,
@@ -55,8 +33,9 @@ def test_lif(
         layers.pop("SpikingJelly, torch.compile", None)
     compare(
         f"lif {list(shape)} {direction}",
-        {name: partial(run, layer) for name, layer in layers.items()},
+        lif_case(direction, layers, shape),
         shape=shape,
-        ideal_bytes=IDEAL_BYTES[direction],
-        bars={"snnkern": SHARE_OF_ADD[place]} | (TIMES[place] if x.requires_grad else {}),
+        ideal_bytes=LIF_BYTES[direction],
+        bars={"snnkern": SHARE_OF_ADD[place]}
+        | (TIMES[place] if direction == "forward+backward" else {}),
     )

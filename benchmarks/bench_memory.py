@@ -10,13 +10,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines import (
-    OPTIONS,
-    Layer,
-    lif_loop,
-    spikingjelly_layers,
-    spikingjelly_version,
-)
+from benchmarks.baselines import spikingjelly_layers, spikingjelly_version
+from snnkern.bench import OPTIONS, Layer, lif_loop
 from snnkern.models import vgg11
 from snnkern.nn import LIF, NormLIF, TimeDistributed
 from snnkern.report.table import Cell, Table

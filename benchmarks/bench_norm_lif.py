@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.baselines import OPTIONS, Layer, lif_loop, snnkern_lif
-from benchmarks.comparison import Compare, Outputs, layer_shape
+from benchmarks.comparison import Compare, layer_shape
+from snnkern.bench import OPTIONS, Layer, Outputs, lif_loop, snnkern_lif
 from snnkern.functional import norm_lif
 
 # Per neuron-step: inference reads x and writes s; training reads x once more before that, for the

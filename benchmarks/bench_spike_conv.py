@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.baselines import OPTIONS
-from benchmarks.comparison import Quartiles, Setting
 from snnkern import NormLIF
+from snnkern.bench import OPTIONS, Quartiles, Setting
 from snnkern.models import vgg11
 from snnkern.nn import Conv2d, Linear
 from snnkern.nn.packed import EventDriven

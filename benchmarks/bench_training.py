@@ -5,19 +5,18 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines import OPTIONS, lif_loop
 from benchmarks.bench_memory import make_plain
-from benchmarks.comparison import Quartiles, Setting
+from benchmarks.comparison import in_turns
 from snnkern.attacks import FGSM
+from snnkern.bench import OPTIONS, Quartiles, Setting, lif_loop
 from snnkern.models import vgg11
-from snnkern.report.table import Cell, Table
+from snnkern.report.table import Table
 from snnkern.training import HIRE, RAT, Memory, Method, Natural, orthogonal_retraction
 
 TIMESTEPS, IMAGES, ROUNDS = 8, 16, 7
@@ -124,19 +123,9 @@ def test_training(
         ),
         f"HIRE, no batch norm, {HIRE_IMAGES} images": of_hire.method(HIRE(0.025), of_hire.hire),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-
-    def one_round() -> None:
-        for name, step in run.items():
-            start = perf_counter()
-            step()
-            seconds[name].append(perf_counter() - start)
-
-    if benchmark.disabled:
-        benchmark(lambda: None)
+    seconds = in_turns(benchmark, run, ROUNDS)
+    if not seconds:
         return
-    benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
-    seconds = {name: times[-ROUNDS:] for name, times in seconds.items()}
     times = [(name, f"{statistics.median(times):.3f}", "", "") for name, times in seconds.items()]
     ratios = [
         (f"{one} over {other}", "", str(Quartiles.of_ratios(seconds[one], seconds[other])), bar)
@@ -147,16 +136,9 @@ def test_training(
         f"is given (the methods' own batches), float32, {setting}; medians of {ROUNDS} "
         "interleaved rounds."
     )
-    head, *rows = [
-        tuple(map(Cell, row))
-        for row in (
-            ("what", "seconds", "ratio (quartiles)", "bar"),
-            *times,
-            *ratios,
-        )
-    ]
+    head = ("what", "seconds", "ratio (quartiles)", "bar")
     cases = [{"what": name, "seconds": times} for name, times in seconds.items()]
-    report_table(f"training-{setting.pages}", Table(caption, head, tuple(rows)), cases)
+    report_table(f"training-{setting.pages}", Table.of(caption, head, times + ratios), cases)
 
 
 def test_memory_of_methods(benchmark: Any, report_table: Callable[..., None]) -> None:
@@ -182,11 +164,10 @@ def test_memory_of_methods(benchmark: Any, report_table: Callable[..., None]) ->
         ("natural", "natural, plain PyTorch"),
         ("HIRE, no batch norm", "natural, no batch norm"),
     )
-    rows = [("step", "MiB", "of")]
-    rows += [(name, f"{peak / 2**20:.0f}", "") for name, peak in peaks.items()]
+    rows = [(name, f"{peak / 2**20:.0f}", "") for name, peak in peaks.items()]
     rows += [
         (f"{one} over {other}", "", f"{peaks[one] / peaks[other]:.2f}") for one, other in pairs
     ]
-    head, *body = [tuple(map(Cell, row)) for row in rows]
+    head = ("step", "MiB", "of")
     cases = [{"step": name, "bytes": peak} for name, peak in peaks.items()]
-    report_table("training-memory", Table(caption, head, tuple(body)), cases)
+    report_table("training-memory", Table.of(caption, head, rows), cases)

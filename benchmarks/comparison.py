@@ -1,19 +1,15 @@
-"""Contenders timed in turns, round by round, and the tables made of that.
-
-A machine drifts: another job starts, the clock changes. In a round every contender runs once, so
-what is reported is the median over rounds of the ratio within the round.
-"""
+"""What pytest compares beside snnkern.bench, the tables of that, and the frame of all commands."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import math
 import os
 import platform
 import re
 import shlex
-import statistics
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -21,24 +17,16 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from pytest_benchmark.utils import get_commit_info
-from torch import Tensor
 
 from snnkern._info import machine
 from snnkern._version import __version__
+from snnkern.bench import YARDSTICK, Contenders, Quartiles, Rounds
+from snnkern.report.table import Table
 
-Outputs = tuple[Tensor, ...]
-Contenders = Mapping[str, Callable[[], Outputs]]
-
-YARDSTICK = "torch.add(a, b, out=c)"
-YARDSTICK_BYTES = 12
-SECONDS_PER_CASE = 2.0
-MIN_ROUNDS, MAX_ROUNDS = 7, 60
-PAGES = ("default", "kept")
+RESULTS = Path(__file__).with_name("results")
 # Time steps times batch, and one sample: large feature maps that come from memory, and a deep layer
 # whose tensors stay in a large cache.
 LAYERS = {"beyond": (512, 64, 32, 32), "inside": (256, 512, 4, 4)}
-# No cache holds a tensor of this size until the next call.
-STREAMED_BYTES = 2**26
 # What two threads should make of one, where the memory is not what limits them.
 TWO_THREADS = 1.7
 
@@ -49,37 +37,13 @@ def layer_shape(timesteps: int, place: str) -> tuple[int, ...]:
     return (timesteps, images // timesteps, *sample)
 
 
-class Setting(NamedTuple):
-    """What the user of a process decides, and every CPU figure depends on."""
-
-    pages: str
-    threads: int
-
-    def __str__(self) -> str:
-        return f"pages {self.pages}, {self.threads} thread{'s' if self.threads > 1 else ''}"
-
-
-class Quartiles(NamedTuple):
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of_ratios(cls, numerators: list[float], denominators: list[float]) -> Quartiles:
-        ratios = [one / other for one, other in zip(numerators, denominators, strict=True)]
-        return cls(*statistics.quantiles(ratios, n=4, method="inclusive"))
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
 class Compare(Protocol):
     """The ``compare`` fixture: times contenders that give equal outputs, the first being ours.
 
     ``shape`` is that of the input and ``ideal_bytes`` the traffic per element that any
     implementation has; both set the yardstick beside the contenders. ``bars`` are what we set
     ourselves: of our share of the yardstick's bandwidth, of the others' times over ours.
-    ``tolerance`` is explained at ``first_calls``.
+    ``tolerance`` is explained at ``snnkern.bench.first_calls``.
     """
 
     def __call__(
@@ -95,82 +59,45 @@ class Compare(Protocol):
 
 
 @dataclass
-class Comparison:
-    """One case in one setting: the seconds of every contender in every round."""
+class Comparison(Rounds):
+    """One case in one setting; with several threads, ours also runs with one.
 
-    title: str
-    setting: Setting
-    shape: tuple[int, ...]
-    ideal_bytes: int
-    contenders: Contenders
+    ``bars`` are explained at ``Compare``, ``first_call`` are seconds, by contender.
+    """
+
     bars: Mapping[str, float]
     first_call: dict[str, float]
-    seconds: dict[str, list[float]] = field(init=False)
     seconds_alone: dict[str, list[float]] = field(init=False)  # ours, with one thread
 
     def __post_init__(self) -> None:
-        a, b, c = (torch.ones(self.shape) for _ in range(3))
-        yardstick = {YARDSTICK: lambda: (torch.add(a, b, out=c),)}
-        self.subject = next(iter(self.contenders))
-        self.contenders = yardstick | dict(self.contenders)
-        self.seconds = {name: [] for name in self.contenders}
+        super().__post_init__()
         alone = (YARDSTICK, self.subject) if self.setting.threads > 1 else ()
         self.seconds_alone = {name: [] for name in alone}
 
-    def _clock(self, name: str, seconds: dict[str, list[float]]) -> None:
-        run = self.contenders[name]
-        start = perf_counter()
-        run()  # the outputs are freed here, within the time: allocation is a part of the cost
-        seconds[name].append(perf_counter() - start)
-
-    def _warm_up(self, name: str) -> None:
-        """One run untimed, so that the next finds its own data in the cache, if it can."""
-        if 4 * math.prod(self.shape) < STREAMED_BYTES:
-            self.contenders[name]()
-
-    def _set_up_round(self) -> None:
-        """Times all but ours."""
+    def clock_others(self) -> None:
         if self.seconds_alone:
             torch.set_num_threads(1)
             for name in self.seconds_alone:
-                self._warm_up(name)
-                self._clock(name, self.seconds_alone)
+                self.warm_up(name)
+                self.clock(name, self.seconds_alone)
             torch.set_num_threads(self.setting.threads)
-        for name in self.contenders:
-            if name != self.subject:
-                self._warm_up(name)
-                self._clock(name, self.seconds)
-        self._warm_up(self.subject)
+        super().clock_others()
+
+    def count(self) -> int:
+        count = super().count()
+        for seconds in self.seconds_alone.values():
+            seconds.clear()
+        return count
 
     def measure(self, benchmark: Any) -> None:
         """Runs the rounds; pytest-benchmark sees our time, and the rest in ``extra_info``."""
-        start = perf_counter()
-        self._set_up_round()
-        self._clock(self.subject, self.seconds)
-        rounds = math.ceil(SECONDS_PER_CASE / (perf_counter() - start))
-        for seconds in (*self.seconds.values(), *self.seconds_alone.values()):
-            seconds.clear()
+        count = self.count()
         benchmark.group = str(self.setting)
         benchmark.pedantic(
-            lambda: self._clock(self.subject, self.seconds),
-            setup=self._set_up_round,
-            rounds=min(max(rounds, MIN_ROUNDS), MAX_ROUNDS),
+            lambda: self.clock(self.subject, self.seconds), setup=self.clock_others, rounds=count
         )
         benchmark.extra_info.update(self.as_dict(), torch=torch.__version__)
         self.contenders = {}  # with the tensors that they hold
-
-    def nanoseconds(self, name: str) -> float:
-        """Per element of the input."""
-        return statistics.median(self.seconds[name]) / math.prod(self.shape) * 1e9
-
-    def bandwidth(self, name: str) -> float:
-        """GB/s of the ideal traffic."""
-        ideal_bytes = YARDSTICK_BYTES if name == YARDSTICK else self.ideal_bytes
-        return ideal_bytes / self.nanoseconds(name)
-
-    def ratio(self, name: str, other: str) -> Quartiles:
-        """Time of one over the time of the other."""
-        return Quartiles.of_ratios(self.seconds[name], self.seconds[other])
 
     def speedup(self, name: str) -> Quartiles | None:
         """Time with one thread over the time with all, where both were taken."""
@@ -178,29 +105,11 @@ class Comparison:
             return None
         return Quartiles.of_ratios(self.seconds_alone[name], self.seconds[name])
 
-    def share_of_add(self, name: str) -> float:
-        if name == YARDSTICK:
-            return 1.0
-        return self.ideal_bytes / YARDSTICK_BYTES * self.ratio(YARDSTICK, name).median
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "case": self.title,
-            **self.setting._asdict(),
-            "ideal_bytes": self.ideal_bytes,
-            "rounds": len(self.seconds[self.subject]),
-            "contenders": {
-                name: {
-                    "ns_per_neuron_step": self.nanoseconds(name),
-                    "gb_per_s": self.bandwidth(name),
-                    "share_of_add": self.share_of_add(name),
-                    "time_over_ours": self.ratio(name, self.subject)._asdict(),
-                    "speedup": speedup._asdict() if (speedup := self.speedup(name)) else None,
-                    "bar": self.bars.get(name),
-                    "first_call_s": self.first_call.get(name),
-                }
-                for name in self.seconds
-            },
+    def figures(self, name: str) -> dict[str, Any]:
+        return super().figures(name) | {
+            "speedup": speedup._asdict() if (speedup := self.speedup(name)) else None,
+            "bar": self.bars.get(name),
+            "first_call_s": self.first_call.get(name),
         }
 
     def rows(self) -> list[list[str]]:
@@ -227,31 +136,6 @@ class Comparison:
 
 def _bar(bar: float | None) -> str:
     return "" if bar is None else f" [{bar:g}]"
-
-
-def first_calls(contenders: Contenders, tolerance: float | None = None) -> dict[str, float]:
-    """Seconds of the first call of every contender, compilation included.
-
-    Raises AssertionError where outputs differ from those of the first contender. Without a
-    tolerance spikes, which are 0 or 1, have to be equal and gradients close. Where contenders round
-    differently before the threshold a spike may flip, and with it all that follows in its neuron:
-    ``tolerance`` bounds the Euclidean norm of the difference of every output, relative to its own.
-    """
-    seconds: dict[str, float] = {}
-    expected: Outputs | None = None
-    for name, run in contenders.items():
-        start = perf_counter()
-        outputs = run()
-        seconds[name] = perf_counter() - start
-        expected = expected or outputs
-        if tolerance is None:
-            torch.testing.assert_close(outputs, expected, msg=(name + ": {}").format)
-            continue
-        for index, (output, other) in enumerate(zip(outputs, expected, strict=True)):
-            assert output.shape == other.shape, f"{name}: output {index} has {list(output.shape)}"
-            error = float((output - other).norm() / other.norm())
-            assert error <= tolerance, f"{name}: output {index} is {error:.1e} of its norm away"
-    return seconds
 
 
 HEADER = [
@@ -317,3 +201,93 @@ def save(
     paths[0].write_text(json.dumps(document, indent=1) + "\n")
     paths[1].write_text(f"# {about['machine']}\n\n{notes}\n\n{text}\n")
     return paths
+
+
+def in_turns(
+    benchmark: Any, run: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each in every round, in which all run once; empty where nothing is measured."""
+    seconds: dict[str, list[float]] = {name: [] for name in run}
+
+    def one_round() -> None:
+        for name, step in run.items():
+            start = perf_counter()
+            step()
+            seconds[name].append(perf_counter() - start)
+
+    if benchmark.disabled:
+        benchmark(lambda: None)
+        return {}
+    benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=1)
+    return {name: times[-rounds:] for name, times in seconds.items()}
+
+
+class Findings(NamedTuple):
+    """What a command measured: sentences and tables to read, and the same to compute with."""
+
+    parts: Sequence[str | Table]
+    cases: list[dict[str, Any]]
+
+    def text(self) -> str:
+        """For the terminal."""
+        return "\n\n".join(part if isinstance(part, str) else part.text() for part in self.parts)
+
+    def markdown(self) -> str:
+        """For a file."""
+        return "\n\n".join(
+            part if isinstance(part, str) else part.markdown() for part in self.parts
+        )
+
+
+def command(
+    name: str,
+    description: str | None,
+    add_options: Callable[[argparse.ArgumentParser], None],
+    measure: Callable[[argparse.Namespace], Findings],
+    arguments: Sequence[str] | None,
+    *,
+    trains: bool = False,
+) -> int:
+    """What all commands ``python -m benchmarks.NAME`` are: the exit status.
+
+    Torch computes with one thread, since layers as small as theirs lose more to threads than they
+    gain; ``measure`` may take others.
+
+    Args:
+        name: of the module, and at the end of those of its results.
+        description: its docstring.
+        add_options: that only this command has; ``--quiet`` and ``--save-results`` all have.
+        measure: given the options.
+        arguments: of the command line, ``sys.argv`` unless given.
+        trains: whether it keeps runs, in ``options.folder``, from which it goes on when it was
+            interrupted; ``--folder`` names another.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser)
+    add = parser.add_argument
+    if trains:
+        add("--folder", type=Path, help="of the runs; in runs/, named after the commit, by default")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--save-results", action="store_true", help="write the tables to benchmarks/results")
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    about = facts("python", "-m", f"benchmarks.{name}", *given)
+    if trains and options.folder is None:
+        # So that networks of different code never meet in one table.
+        options.folder = Path("runs") / f"{name}-{about['commit'][:12]}"
+    torch.set_num_threads(1)
+    try:
+        found = measure(options)
+    except KeyboardInterrupt:
+        goes_on = f": the same command goes on with {options.folder}" if trains else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        return 130
+    print(found.text())
+    if options.save_results:
+        for path in save(RESULTS, about, found.cases, found.markdown(), f"-{name}"):
+            print(f"wrote {path}")
+    return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,13 +13,13 @@ import torch
 import snnkern
 from benchmarks import comparison
 from benchmarks.baselines import spikingjelly_version
-from benchmarks.comparison import PAGES, Compare, Comparison, Contenders, Setting
+from benchmarks.comparison import RESULTS, Compare, Comparison
+from snnkern.bench import PAGES, Contenders, Setting, first_calls
 from snnkern.memory import can_keep_pages
 from snnkern.report.table import Table
 
 COMPARISONS = pytest.StashKey[list[Comparison]]()
 REPORTS = pytest.StashKey[list[tuple[str, Table, list[dict[str, Any]]]]]()
-RESULTS = Path(__file__).with_name("results")
 
 
 def _comma_separated(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -146,7 +145,7 @@ def compare(
         bars: Mapping[str, float] = MappingProxyType({}),
         tolerance: float | None = None,
     ) -> None:
-        seconds = comparison.first_calls(contenders, tolerance)
+        seconds = first_calls(contenders, tolerance)
         if benchmark.disabled:
             benchmark(lambda: None)
             return

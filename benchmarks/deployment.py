@@ -29,8 +29,8 @@ from tqdm import tqdm, trange
 import snnkern
 from benchmarks import comparison
 from benchmarks.bench_memory import Merged
-from benchmarks.comparison import Quartiles
 from snnkern._files import write_atomically
+from snnkern.bench import Quartiles
 from snnkern.data import enlarged_digits
 from snnkern.models import SpikingNetwork, vgg11
 from snnkern.nn import LIF, NormLIF, TimeDistributed, watch_spikes

@@ -190,13 +190,13 @@ def kernels(copy: float) -> Iterator[Time]:
 
 
 def contenders() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Layers of the neuron of benchmarks/baselines.py."""
+    """Layers of the neuron of snnkern.bench."""
     from benchmarks import baselines
-    from snnkern import functional
+    from snnkern import bench, functional
 
     lif: Any = functional.lif
     layers: dict[str, Callable[[Tensor], Tensor]] = {
-        backend: partial(lif, **baselines.OPTIONS, backend=backend)
+        backend: partial(lif, **bench.OPTIONS, backend=backend)
         for backend in ("cuda", "triton")
         if not functional.why_not(backend, torch.device("cuda"))
     }
@@ -206,11 +206,11 @@ def contenders() -> dict[str, Callable[[Tensor], Tensor]]:
         from spikingjelly.activation_based import neuron, surrogate
 
         node = neuron.LIFNode(
-            tau=1 / (1 - baselines.LEAK),
+            tau=1 / (1 - bench.LEAK),
             decay_input=False,
-            v_threshold=baselines.THRESHOLD,
+            v_threshold=bench.THRESHOLD,
             v_reset=0.0,
-            surrogate_function=surrogate.ATan(baselines.ALPHA),
+            surrogate_function=surrogate.ATan(bench.ALPHA),
             detach_reset=True,
             step_mode="m",
             backend="triton",
@@ -258,12 +258,12 @@ def insist_on_spikes(network: torch.nn.Module) -> torch.nn.Module:
 
 def vgg_networks() -> dict[str, torch.nn.Module]:
     """VGG11 with our layers, and with those of torch and a loop over time."""
-    from benchmarks import baselines
     from benchmarks.bench_memory import make_plain, ours
+    from snnkern.bench import lif_loop
 
     return {
         "snnkern": insist_on_spikes(ours(pack=True)),
-        "plain PyTorch": make_plain(ours(pack=False), baselines.lif_loop),
+        "plain PyTorch": make_plain(ours(pack=False), lif_loop),
     }
 
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks import comparison
-from benchmarks.robustness import RESULTS
+from benchmarks.comparison import Findings, command
 from snnkern import data
 from snnkern.attacks import (
     APGD,
@@ -32,7 +31,7 @@ from snnkern.attacks import (
 )
 from snnkern.models import conv_net, fc_net
 from snnkern.nn import Gradient
-from snnkern.report.table import Cell, Table, percent
+from snnkern.report.table import Table, percent
 from snnkern.surrogate import (
     ASSG,
     HART,
@@ -108,21 +107,14 @@ def shown(g: Gradient | None) -> str:
     return str(g).replace("normalized=False, ", "").replace("normalized=False", "")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gradients",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
     add("--epochs", type=int, default=12, help="of every training (default: 12)")
     add("--images", type=int, default=200, help="how many test images to attack (default: 200)")
-    add("--save-results", action="store_true", help="write the tables to benchmarks/results")
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(given)
-    about = comparison.facts("python", "-m", "benchmarks.gradients", *given)
-    torch.set_num_threads(1)  # layers this small lose more to threads than they gain
+
+
+def measured(options: argparse.Namespace) -> Findings:
     x, y = data.digits().test.tensors
     batch = [(x[: options.images], y[: options.images])]
     members = {shown(g): g for g in dict.fromkeys((*CANDIDATES, *DEFAULT_ENSEMBLE))}
@@ -131,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     clean: list[Tensor] = []
     robust: dict[tuple[str, str], list[Tensor]] = {}
-    for kind, name, seed in tqdm(networks, unit="network"):
+    for kind, name, seed in tqdm(networks, unit="network", disable=options.quiet):
         model = trained(kind, METHODS[name], seed, options.epochs)
         attacks = {
             f"{attack} {member}": replace(of, gradient=g)
@@ -167,15 +159,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{len(networks)} networks. From + on, members one after the other, each the one that "
             "breaks most of what is left."
         )
-        head = (Cell("through"), Cell("right"))
-        body = tuple((Cell(name), Cell(percent(share))) for name, share in rows)
-        tables.append(Table(caption, head, body))
-    print("\n\n".join(one.text() for one in tables))
-    if options.save_results:
-        markdown = "\n\n".join(one.markdown() for one in tables)
-        for path in comparison.save(RESULTS, about, cases, markdown, "-gradients"):
-            print(f"wrote {path}")
-    return 0
+        body = ((name, percent(share)) for name, share in rows)
+        tables.append(Table.of(caption, ("through", "right"), body))
+    return Findings(tables, cases)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return command("gradients", __doc__, add_options, measured, arguments)
 
 
 if __name__ == "__main__":

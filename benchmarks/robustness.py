@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from benchmarks import comparison
+from benchmarks.comparison import Findings, command
 from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack, Ensemble, Transfer, evaluate
 from snnkern.data import loader
 from snnkern.nn import Gradient
@@ -31,7 +30,6 @@ from snnkern.training.recipe import Recipe
 from snnkern.training.start import convert_run, load_run
 from snnkern.training.train import train
 
-RESULTS = Path(__file__).with_name("results")
 BOXES = {"white box": "", "transfer": "transferred "}  # with what the attacks' names begin
 
 
@@ -296,16 +294,13 @@ def verdicts(paper: Paper, networks: Sequence[Network]) -> Iterator[str]:
         yield verdict(f"{training}: iterated attacks stronger than FGSM, white box", pairs)
 
 
-def report(papers: Sequence[Paper], networks: Sequence[Network], setting: str) -> tuple[str, str]:
-    """All tables and verdicts: for the terminal, and in Markdown."""
-    plain, markdown = [setting], [setting]
+def report(papers: Sequence[Paper], networks: Sequence[Network]) -> Iterator[str | Table]:
+    """All tables and verdicts."""
     for paper in papers:
-        tables = [table(paper, box, networks) for box in BOXES]
+        yield f"## {paper.title}"
+        yield from (table(paper, box, networks) for box in BOXES)
         own = Recipe.load([*paper.recipes.values()][-1]).method()
-        said = "\n".join(f"- {line}" for line in (f"`{own}`.", *verdicts(paper, networks)))
-        plain += [*(one.text() for one in tables), said]
-        markdown += [f"## {paper.title}", *(one.markdown() for one in tables), said]
-    return "\n\n".join(plain), "\n\n".join(markdown)
+        yield "\n".join(f"- {line}" for line in (f"`{own}`.", *verdicts(paper, networks)))
 
 
 def describe(seeds: Sequence[int], epochs: int | None, images: int, eps: float) -> str:
@@ -324,43 +319,24 @@ def describe(seeds: Sequence[int], epochs: int | None, images: int, eps: float) 
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.robustness",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     add("--epochs", type=int, help="of every training, instead of the recipes'")
     add("--images", type=int, default=360, help="how many test images to attack (default: all 360)")
     add("--eps", type=float, default=0.1, help="size of the attacks (default: 0.1)")
-    add("--folder", type=Path, help="of the runs; in runs/, named after the commit, unless given")
-    add("--quiet", action="store_true", help="no progress bar")
-    add(
-        "--save-results",
-        action="store_true",
-        help="write the tables to benchmarks/results, named after the machine",
-    )
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(given)
-    about = comparison.facts("python", "-m", "benchmarks.robustness", *given)
-    # So that networks of different code never meet in one table.
-    folder = options.folder or Path("runs") / f"robustness-{about['commit'][:12]}"
-    torch.set_num_threads(1)  # layers this small lose more to threads than they gain
+
+
+def measured(options: argparse.Namespace) -> Findings:
     common = (options.seeds, options.epochs, options.images, options.eps)
-    try:
-        networks = measure(PAPERS, *common, folder, not options.quiet)
-    except KeyboardInterrupt:
-        print(f"interrupted: the same command goes on with {folder}", file=sys.stderr)
-        return 130
-    text, markdown = report(PAPERS, networks, describe(*common))
-    print(text)
-    if options.save_results:
-        cases = [network._asdict() for network in networks]
-        for path in comparison.save(RESULTS, about, cases, markdown, "-robustness"):
-            print(f"wrote {path}")
-    return 0
+    networks = measure(PAPERS, *common, options.folder, not options.quiet)
+    return Findings(
+        (describe(*common), *report(PAPERS, networks)), [network._asdict() for network in networks]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return command("robustness", __doc__, add_options, measured, arguments, trains=True)
 
 
 if __name__ == "__main__":

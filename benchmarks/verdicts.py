@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import comparison
-from benchmarks.robustness import RESULTS
+from benchmarks.comparison import RESULTS
 from snnkern import data
 from snnkern.attacks import (
     APGD,

@@ -10,7 +10,7 @@ from torch import nn
 
 from snnkern.attacks import APGD, SAPGD, SURROGATE_ENSEMBLE, Ensemble, strongest
 from snnkern.nn import RateCoding
-from snnkern.training import attack
+from snnkern.training import start
 from snnkern.training.attack import ATTACKS, attack_run
 from snnkern.training.recipe import Recipe
 
@@ -52,7 +52,7 @@ def test_size_draws_and_members_follow_the_network(
             model.encoder = RateCoding(2)
         return recipe, model
 
-    monkeypatch.setattr(attack, "load_run", load_run)
+    monkeypatch.setattr(start, "load_run", load_run)
     monkeypatch.setitem(ATTACKS, "pgd20", lambda _, __, eps, eot: SAPGD(eps, steps=1, eot=eot))
     names = ["strongest"] if not rate_coded else ["pgd20"]
     result = attack_run(

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import re
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.comparison import (
-    YARDSTICK,
-    Comparison,
-    Contenders,
-    Quartiles,
-    Setting,
-    first_calls,
-    layer_shape,
-    tables,
-)
+from benchmarks.comparison import Comparison, Findings, command, in_turns, layer_shape, tables
 from benchmarks.verdicts import STRONGEST, sentences, table
+from snnkern.bench import YARDSTICK, Contenders, Quartiles, Setting, first_calls
+from snnkern.report.table import Cell, Table
 
 
 def outputs_of(*tensors: Tensor) -> Contenders:
@@ -90,6 +88,70 @@ def test_tables_state_the_bars_and_leave_out_empty_columns() -> None:
     ]
     assert "1 thread over all" in one
     assert "1 thread over all" not in two
+
+
+def test_in_turns_everything_runs_once_a_round() -> None:
+    order: list[str] = []
+
+    class Benchmark:
+        disabled = False
+
+        def __call__(self, nothing: Callable[[], None]) -> None:
+            nothing()
+
+        def pedantic(self, run: Callable[[], None], rounds: int, warmup_rounds: int) -> None:
+            for _ in range(rounds + warmup_rounds):
+                run()
+
+    run = {name: partial(order.append, name) for name in ("a", "b")}
+    seconds = in_turns(Benchmark(), run, 3)
+    assert order == ["a", "b"] * 4
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+    Benchmark.disabled = True
+    assert in_turns(Benchmark(), run, 3) == {}
+    assert order == ["a", "b"] * 4
+
+
+def test_a_command_prints_and_saves_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.comparison.RESULTS", tmp_path)
+    asked: list[argparse.Namespace] = []
+
+    def measure(options: argparse.Namespace) -> Findings:
+        asked.append(options)
+        if options.seed == 13:
+            raise KeyboardInterrupt
+        one = Table("a caption", (Cell("name"), Cell("figure")), ((Cell("x"), Cell("1.5")),))
+        return Findings(("A sentence.", one), [{"x": options.seed}])
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--seed", type=int, default=0)
+
+    def run(*arguments: str, trains: bool = False) -> int:
+        threads = torch.get_num_threads()
+        try:
+            return command("some", "What it is.", add_options, measure, arguments, trains=trains)
+        finally:
+            torch.set_num_threads(threads)
+
+    assert run("--seed", "7", "--quiet") == 0
+    assert (asked[0].seed, asked[0].quiet, "folder" in asked[0]) == (7, True, False)
+    told = capsys.readouterr().out
+    assert told.startswith("A sentence.\n\nname  figure\n")
+    assert list(tmp_path.iterdir()) == []
+    assert run("--save-results", trains=True) == 0
+    assert re.fullmatch(r"runs/some-[0-9a-f]{12}", str(asked[1].folder))
+    written = sorted(tmp_path.iterdir())
+    assert [path.name.rpartition("-some")[2] for path in written] == [".json", ".md"]
+    document = json.loads(written[0].read_text())
+    assert document["cases"] == [{"x": 0}]
+    assert document["about"]["command"] == "python -m benchmarks.some --save-results"
+    assert "A sentence.\n\n| name | figure |\n" in written[1].read_text()
+    assert run("--seed", "13", "--folder", "there", trains=True) == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on with there\n"
+    assert run("--seed", "13") == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_verdicts_say_where_ours_is_not_the_lowest() -> None:

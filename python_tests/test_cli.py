@@ -26,7 +26,18 @@ from snnkern.training.recipe import Recipe
 from snnkern.training.run import read_metrics
 from snnkern.training.start import load_run
 
-COMMANDS = ("demo", "train", "convert", "attack", "certify", "report", "info", "completion")
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = (
+    "demo",
+    "train",
+    "convert",
+    "attack",
+    "certify",
+    "report",
+    "bench",
+    "info",
+    "completion",
+)
 
 
 def leave(*arguments: str) -> int:
@@ -64,6 +75,8 @@ def test_the_examples_of_the_help_are_accepted() -> None:
         examples = re.findall(r"^  snnkern (.*)", command.epilog, flags=re.MULTILINE)
         assert examples
         for example in examples:
+            if example.endswith("--list"):  # prints and ends
+                continue
             options = parser().parse_args(example.partition(" > ")[0].split())
             assert options.command == name
 
@@ -211,6 +224,19 @@ def test_options_reach_the_training(
     ]
 
 
+def test_recipes_are_listed_and_a_near_name_is_suggested(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert leave("train", "--list") == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["digits_rat"].strip() == "Digits, RAT"
+    assert len(lines) == len(list((ROOT / "snnkern/recipes").glob("*.toml")))
+    assert main(["train", "digits_ra"]) == 1
+    assert_one_line(capsys.readouterr().err, "such as digits_rat, .*snnkern train --list names all")
+    assert main(["train", "qqqq"]) == 1
+    assert_one_line(capsys.readouterr().err, "that ship with snnkern; snnkern train --list")
+
+
 def test_options_reach_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[Path, dict[str, object]]] = []
 
@@ -241,6 +267,10 @@ def test_options_reach_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
         (Path("run"), plain | {"checks": True, "seed": 0, "progress": True}),
         (Path("run"), given),
     ]
+    with monkeypatch.context() as patch:
+        patch.setattr("snnkern.training.start.named_network", lambda text: f"found {text}")
+        assert main(["attack", "run", "--model", "a.b:c"]) == 0
+    assert called[-1][1]["model"] == "found a.b:c"
     for wrong in ("much", "1/0"):
         assert leave("attack", "run", "--eps", wrong) == 2
 

@@ -9,14 +9,14 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsInt
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from snnkern import data
+from snnkern import data, models
 from snnkern.data import Images, Split
 
 Bytes = NDArray[np.uint8]
@@ -440,3 +440,65 @@ def test_wrong_files_of_nmnist_are_named(tmp_path: Path) -> None:
         data.nmnist(tmp_path)
     with pytest.raises(ValueError, match="milliseconds is 0, expected"):
         data.nmnist(tmp_path, milliseconds=0)
+
+
+# Recordings as arrays
+
+TONIC = np.dtype([("x", np.int16), ("y", np.int16), ("t", np.int64), ("p", bool)])
+
+
+def test_arrays_of_events_become_frames() -> None:
+    recordings: list[tuple[NDArray[Any], SupportsInt]] = [
+        (np.array([(4, 0, 9_999, 1), (3, 2, 10_000, 0), (3, 2, 12_000, 0)], dtype=TONIC), 1),
+        (np.array([(0, 1, 29_999, 1), (0, 1, 30_000, 1)], dtype=TONIC), np.int64(7)),
+        (np.array([], dtype=TONIC), 0),
+    ]
+    frames = data.event_frames(iter(recordings), (2, 3, 5), frames=2, milliseconds=10, first=1)
+    x, y = whole(frames)
+    assert x.shape == (3, 2, 2, 3, 5)
+    assert y == [1, 7, 0]
+    assert x.nonzero().tolist() == [[0, 0, 0, 2, 3], [1, 1, 1, 1, 0]]
+    assert x.max() == 1
+    model = models.conv_net(
+        timesteps=2, input_shape=(2, 3, 5), channels=(2,), hidden=(), coding="events"
+    )
+    assert model(x).shape == (3, 10)
+
+
+def test_nmnist_and_its_arrays_are_the_same_frames(tmp_path: Path) -> None:
+    root = write_nmnist(tmp_path)
+    rows = np.random.default_rng(0).integers((34, 34, 2, 400_000), size=(60, 4)).tolist()
+    (root / "Train" / "0" / "00002.bin").write_bytes(events(*(tuple(row) for row in rows)))
+    recording = np.array([(x, y, time, polarity) for x, y, polarity, time in rows], dtype=TONIC)
+    frames = data.event_frames([(recording, 0)], (2, 34, 34), frames=10, milliseconds=20, first=5)
+    assert torch.equal(frames[0][0], data.nmnist(tmp_path).train[0][0])
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ((5, 0, 0, 0), r"recordings\[1\]: events have x from 5 to 5, expected 0 to 4"),
+        ((0, -1, 0, 0), r"recordings\[1\]: events have y from -1 to -1, expected 0 to 2"),
+    ],
+)
+def test_events_beyond_the_camera_are_refused(event: tuple[int, ...], message: str) -> None:
+    recordings = [(np.array([row], dtype=TONIC), 0) for row in ((0, 0, 0, 0), event)]
+    with pytest.raises(ValueError, match=message):
+        data.event_frames(recordings, (2, 3, 5), frames=1, milliseconds=1)
+
+
+def test_what_are_no_events_is_refused() -> None:
+    def frames(recordings: Any, shape: Any = (2, 3, 5), **options: int) -> None:
+        data.event_frames(recordings, shape, **{"frames": 1, "milliseconds": 1} | options)
+
+    with pytest.raises(ValueError, match=r"\[0\]: events have the fields \[\], expected x"):
+        frames([(np.zeros((3, 4)), 0)])
+    with pytest.raises(ValueError, match="recordings is empty"):
+        frames([])
+    with pytest.raises(ValueError, match=r"shape is \[3, 5\], expected \[C, H, W\]"):
+        frames([], (3, 5))
+    for name in ("frames", "milliseconds"):
+        with pytest.raises(ValueError, match=f"{name} is 0, expected"):
+            frames([], **{name: 0})
+    with pytest.raises(ValueError, match="first is -1, expected"):
+        frames([], first=-1)

@@ -35,12 +35,24 @@ def test_the_code_on_a_page_runs_from_top_to_bottom(
         exec(code, names)
 
 
+def prose(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", ALL, ids=name)
-def test_links_lead_to_files(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if not target.startswith("http"):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+            path, _, heading = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), target
+            assert not heading or heading in anchors(file), target
 
 
 def references(text: str) -> list[str]:

@@ -522,6 +522,44 @@ def test_what_is_missing_is_left_out(
     assert ("Certified S-IBP" in names) == ("certified" not in changes)
 
 
+@pytest.mark.parametrize(("reads", "opened"), [((0, 0), 0), ((0, 9), 1), ((9, 9), 0)])
+def test_the_first_sample_that_is_broken_stands_open(
+    study: Study, tmp_path: Path, reads: tuple[int, int], opened: int
+) -> None:
+    """Right and then wrong; else the first one."""
+    sample = dataclasses.replace(study.networks[0].samples[0], label=0)
+    samples = [
+        dataclasses.replace(sample, predicted_clean=clean, predicted_adversarial=attacked)
+        for clean, attacked in ((0, 0), reads)
+    ]
+    write_report(with_networks(alone(study), samples=tuple(samples)), tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    details = re.findall(r'<details class="raster"( open)?>', page)
+    assert details == [" open" if number == opened else "" for number in range(2)]
+
+
+def test_the_markdown_has_the_numbers_of_the_spikes(study: Study, tmp_path: Path) -> None:
+    write_report(study, tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for network in study.networks:
+        for number, sample in enumerate(network.samples):
+            assert f"## Spikes in time: {network.name}, label {sample.label}\n" in markdown
+            for drawing in (raster(sample, f"r{number}"), membranes(sample, f"m{number}")):
+                assert drawing is not None
+                for table in drawing.tables:
+                    assert table.markdown() in markdown
+
+
+def test_the_caption_of_distances_names_the_attack(study: Study) -> None:
+    drawn = layers(study)
+    assert drawn is not None
+    assert drawn.caption.endswith("the mean over images; the attack is PGD-20, ε = 0.1.")
+    without = [dataclasses.replace(network, samples=()) for network in study.networks]
+    drawn = layers(dataclasses.replace(study, networks=tuple(without)))
+    assert drawn is not None
+    assert drawn.caption.endswith("the mean over images.")
+
+
 def test_samples_without_spikes_have_no_rasters(study: Study, tmp_path: Path) -> None:
     bare = [
         dataclasses.replace(sample, rasters={}, membranes={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import snnkern
 from snnkern.attacks import PGD, SURROGATE_ENSEMBLE
 from snnkern.attacks.evaluate import gradient_words
 from snnkern.certify import verify
-from snnkern.data import digits
+from snnkern.data import Samples, digits
 from snnkern.measures import cost, spike_distance, spiking_activity
 from snnkern.nn import watch_spikes
 from snnkern.report import NetworkResult, Study
@@ -27,7 +29,7 @@ from snnkern.training.attack import attack_run
 from snnkern.training.certify import certify_run
 from snnkern.training.recipe import Recipe
 from snnkern.training.run import read_metrics
-from snnkern.training.start import load_run
+from snnkern.training.start import load_run, named_network, trained
 from snnkern.training.train import train
 
 EPS = (0.05, 0.1, 0.15)
@@ -237,15 +239,142 @@ def test_what_a_run_lacks_is_said_with_the_command(run: Path, tmp_path: Path) ->
     assert names == [str(bare), str(same)]
 
 
-def test_a_run_of_an_own_network_has_its_training(tmp_path: Path) -> None:
-    own = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    batches = snnkern.data.loader(digits().test, 120)
-    records = fit(own, batches, Natural(), epochs=1, folder=tmp_path / "own", progress=False)
-    (network,) = study_of_runs([tmp_path / "own"], progress=False).networks
-    assert [epoch.loss for epoch in network.history] == [record.loss for record in records]
-    assert network.method == "Natural()"
-    assert len(network.missing) == 2
-    assert "snnkern.evaluate" in network.missing[1]
+def own_network() -> tuple[nn.Module, Samples]:
+    """Of a user's own making."""
+    model = nn.Sequential(
+        snnkern.nn.Direct(timesteps=3),
+        snnkern.nn.TimeDistributed(nn.Conv2d(1, 2, 3)),
+        snnkern.LIF(leak=0.9, threshold=0.5),
+        snnkern.nn.TimeDistributed(nn.Sequential(nn.Flatten(), nn.Linear(72, 10))),
+        snnkern.nn.MeanReadout(),
+    )
+    return model, digits().test
+
+
+def frames_of_events() -> tuple[nn.Module, Samples]:
+    """A network that sees frames of events ``[T, C, H, W]``, and some of them."""
+    model = snnkern.models.conv_net(
+        timesteps=3, input_shape=(2, 4, 4), channels=(2,), hidden=(), coding="events"
+    )
+    frames = (torch.rand(9, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    return model, TensorDataset(frames, torch.arange(9))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    """A run of ``fit`` alone, and the network that it trained."""
+    folder = tmp_path_factory.mktemp("runs") / "own"
+    model, _ = own_network()
+    batches = snnkern.data.loader(digits().train, 300)
+    fit(model, batches, Natural(), epochs=1, lr=0.01, folder=folder, progress=False)
+    return folder, model
+
+
+def test_a_run_of_an_own_network_has_its_training(own: tuple[Path, nn.Module]) -> None:
+    folder, _ = own
+    (network,) = study_of_runs([folder], progress=False).networks
+    assert [epoch.loss for epoch in network.history] == [r.loss for r in read_metrics(folder)]
+    assert (network.method, network.timesteps) == ("Natural()", None)
+    images, attack, certify = network.missing
+    assert "--model MODULE:FUNCTION names a function of yours" in images
+    assert f"snnkern attack {folder} --model MODULE:FUNCTION --eps" in attack
+    assert f"snnkern certify {folder} --model MODULE:FUNCTION --eps" in certify
+
+
+def test_an_own_network_is_looked_at_through_its_function(
+    own: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "own", own[1]
+    shutil.copytree(own[0], folder)
+    options: dict[str, Any] = {"model": own_network, "images": IMAGES, "progress": False}
+    result = attack_run(folder, eps=EPS, attacks=("fgsm",), checks=False, **options)
+    x, y = digits().test[:IMAGES]
+    assert torch.equal(result.correct(), model(x).argmax(1) == y)
+    study = study_of_runs([folder], **options)
+    assert (study.title, study.dataset) == ("own", f"{__name__}:own_network")
+    assert study.provenance["command"] == (
+        f"snnkern report {folder} --model {__name__}:own_network --images {IMAGES}"
+    )
+    (network,) = study.networks
+    assert network.timesteps == 3
+    assert network.clean is not None
+    assert network.clean.value == result.accuracy()
+    (layer,), (activity,) = network.layers, spiking_activity(model, x).values()
+    assert (layer.name, layer.clean) == ("1 (2)", activity.time_averaged)
+    assert network.energy is not None
+    assert network.energy.clean == cost(model, x).energy()
+    twins = PGD(EPS[1], steps=20)(model, x, y, torch.Generator().manual_seed(0))
+    for sample in network.samples:
+        (number,) = (y == sample.label).nonzero()[0].tolist()
+        np.testing.assert_array_equal(sample.clean, x[number].numpy())
+        np.testing.assert_array_equal(sample.adversarial, twins[number].numpy())
+        assert sample.rasters["layer 1"][0].shape == (3, 72)
+    attack, certify = network.missing
+    assert f"snnkern attack {folder} --model {__name__}:own_network --eps" in attack
+    assert certify == "Certified share: only networks of snnkern.models can be certified."
+
+
+def test_samples_that_are_no_pictures_have_activity_and_energy(tmp_path: Path) -> None:
+    model, samples = frames_of_events()
+    folder = tmp_path / "events"
+    fit(model, snnkern.data.loader(samples, 3), epochs=1, folder=folder, progress=False)
+    options: dict[str, Any] = {"model": frames_of_events, "progress": False}
+    (network,) = study_of_runs([folder], **options).networks
+    assert network.samples == ()
+    assert network.missing[0] == "Images, spikes and membranes: the samples are no pictures."
+    x, _ = next(iter(snnkern.data.loader(samples, 9)))
+    (activity,) = spiking_activity(model, x).values()
+    assert [layer.clean for layer in network.layers] == [activity.time_averaged]
+    assert network.energy is not None
+    certify_run(folder, eps=RADII, **options)
+    (network,) = study_of_runs([folder], **options).networks
+    assert network.certified is not None
+
+
+def test_the_samples_that_were_asked_for_are_shown(run: Path) -> None:
+    x, y = digits().test[:IMAGES]
+    options: dict[str, Any] = {"images": IMAGES, "device": "cpu", "progress": False}
+    study = study_of_runs([run], samples=(7, 2), **options)
+    assert study.provenance["command"].endswith(f"{run} --images {IMAGES} --samples 7 2")
+    (network,) = study.networks
+    assert [sample.label for sample in network.samples] == y[[7, 2]].tolist()
+    for number, sample in zip((7, 2), network.samples, strict=True):
+        np.testing.assert_array_equal(sample.clean, x[number].numpy())
+    with pytest.raises(ValueError, match=f"samples has {IMAGES}, expected numbers below images, "):
+        study_of_runs([run], samples=(0, IMAGES), **options)
+    with pytest.raises(ValueError, match="samples is -1, expected"):
+        study_of_runs([run], samples=(-1,), **options)
+
+
+def test_the_function_of_an_own_network_has_to_fit(
+    run: Path, own: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = own
+    with pytest.raises(ValueError, match=r"run is .*own, which has no recipe, expected model: "):
+        attack_run(folder, progress=False)
+    with pytest.raises(ValueError, match=r"model is .*own_network and run is .*expected none"):
+        attack_run(run, model=own_network, progress=False)
+    with pytest.raises(ValueError, match="model is given, expected none: every run has a recipe"):
+        study_of_runs([run], model=own_network, progress=False)
+    with pytest.raises(ValueError, match=r"data is digits, expected none: model is .*own_network"):
+        attack_run(folder, model=own_network, data=Path("digits"), progress=False)
+    with pytest.raises(ValueError, match=r"last.safetensors holds other weights than the network"):
+        certify_run(folder, eps=[0.1], model=frames_of_events, progress=False)
+    for given, words in ((own_network()[0], "Sequential"), ((nn.ReLU(), 3), "ReLU, int")):
+        with pytest.raises(ValueError, match=f"gives {words}, expected .network, samples."):
+            trained(folder, own=lambda given=given: given)  # type: ignore[misc]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "of_a_user.py").write_text("class Nets:\n    mine = staticmethod(lambda: 7)\n")
+    assert named_network("of_a_user:Nets.mine")() == 7  # type: ignore[comparison-overlap]
+    for text, words in (
+        ("of_a_user", "expected MODULE:FUNCTION"),
+        ("of_a_user.py:Nets", "expected MODULE:FUNCTION"),
+        ("of_a_user:other", "cannot be found: .*no attribute 'other'"),
+        ("no_such_module:other", "cannot be found: No module named 'no_such_module'"),
+    ):
+        with pytest.raises(ValueError, match=f"model is '{text}', .*{words}"):
+            named_network(text)
 
 
 def test_a_checkpoint_and_a_study_are_runs_too(run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import robustness
+from benchmarks import comparison, robustness
 from benchmarks.robustness import PAPERS, Network, main, measure, run_of, verdict, verdicts
 from snnkern.data import digits
 from snnkern.training.recipe import DATA, Recipe
@@ -31,7 +31,7 @@ def test_the_command_goes_on_where_it_was_interrupted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "results").mkdir()
-    monkeypatch.setattr(robustness, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(comparison, "RESULTS", tmp_path / "results")
     runs = tmp_path / "runs"
     command = ["--seeds", "3", "5", "--epochs", "1", "--images", "24", "--quiet", "--save-results"]
     command += ["--folder", str(runs)]

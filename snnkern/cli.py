@@ -69,9 +69,13 @@ def parser() -> argparse.ArgumentParser:
         "train digits_rat",
         "train digits_rat --folder runs/short --epochs 5 --seed 1",
         "train rat_vgg11_c10 --data FOLDER --resume",
+        "train --list",
     )
     train.add_argument(
         "recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe that ships with this"
+    )
+    train.add_argument(
+        "--list", action=_Recipes, nargs=0, help="name the recipes that ship with this, and end"
     )
     train.add_argument("--folder", type=Path, help="of the run; runs/RECIPE unless given")
     train.add_argument(
@@ -136,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
         "attack runs/digits_rat",
         "attack runs/digits_rat --eps 0.05 0.1 0.2 --attacks fgsm pgd20 members19",
         "attack runs/digits_rat --eps 8/255 --images 100 --json",
+        "attack runs/mine --model train:network",
     )
     attack.add_argument("run", type=Path, metavar="RUN", help=RUN)
     attack.add_argument(
@@ -161,6 +166,7 @@ def parser() -> argparse.ArgumentParser:
         help="also certify by these bounds, within the same sizes, and stop where an attack "
         "contradicts them",
     )
+    _add_model(attack)
     _add_data(attack)
     _add_images(attack)
     attack.add_argument(
@@ -192,6 +198,7 @@ def parser() -> argparse.ArgumentParser:
         default="best",
         help="ibp, crown, best of both (the default), tight, or exact for tiny networks",
     )
+    _add_model(certify)
     _add_data(certify)
     _add_images(certify)
     _add_device(certify)
@@ -206,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
         "twins, activity and energy. What a run does not hold is left out, and said how to get.",
         "report runs/digits_rat",
         "report runs/digits_natural runs/digits_rat --folder runs/report",
+        "report runs/mine --model train:network --samples 3 8",
     )
     report.add_argument(
         "runs",
@@ -217,6 +225,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--folder", type=Path, help="where it goes; RUN unless given, runs/report for several"
     )
+    _add_model(report)
     _add_data(report)
     report.add_argument(
         "--images",
@@ -224,9 +233,52 @@ def parser() -> argparse.ArgumentParser:
         default=32,
         help="how many test images to look at, for what is shown of them; 0 for none",
     )
+    report.add_argument(
+        "--samples",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="which of these to show, by number from 0; unless given, the first of each of four "
+        "classes",
+        default=argparse.SUPPRESS,
+    )
     report.add_argument("--seed", type=int, default=0, help="of the attack on these")
     _add_device(report)
     _add_output(report)
+
+    bench = add(
+        "bench",
+        _bench,
+        "time the neurons on this machine",
+        "Times a layer of neurons on the CPU, forward and forward+backward, beside the same in\n"
+        "plain PyTorch and beside the bandwidth of the memory, in a few seconds.",
+        "bench",
+        "bench --threads 1 2 --shape 8 32 512 4 4 --json",
+    )
+    bench.add_argument(
+        "--shape",
+        type=int,
+        nargs="+",
+        metavar="SIZE",
+        help="of the input, T N ...; unless given, 8 32 64 32 32, beyond the cache",
+        default=argparse.SUPPRESS,
+    )
+    bench.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="numbers of threads; the one that torch takes unless given",
+        default=argparse.SUPPRESS,
+    )
+    bench.add_argument(
+        "--pages",
+        choices=("kept", "default"),
+        help="whether the allocator keeps freed pages, as all these commands have it do where it "
+        "can, or is left as it comes",
+        default=argparse.SUPPRESS,
+    )
+    _add_output(bench)
 
     info = add(
         "info",
@@ -250,6 +302,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+class _Recipes(argparse.Action):
+    """Prints the recipes and ends, as ``--version`` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from snnkern.training.recipe import Recipe, shipped
+
+        titles = {name: Recipe.load(name).settings["title"] for name in shipped()}
+        width = max(map(len, titles))
+        print("\n".join(f"{name:<{width}}  {title}" for name, title in titles.items()))
+        parser.exit()
+
+
 def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
@@ -257,6 +321,17 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where data sets lie; 'digits' or 'synthetic': other images instead, handwritten "
         "digits or generated ones, of the same size",
+    )
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="for a run of training.fit in a script of yours, which has no recipe: a function in "
+        "it that gives (network, test samples), such as train:network in ./train.py; the weights "
+        "are those of the run. The module is imported, and so run",
+        default=argparse.SUPPRESS,
     )
 
 
@@ -410,11 +485,20 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in names}
 
 
+def _of_run(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """What was given of these options, and of those that say what the network of a run is."""
+    given = _given(options, *names, "data", "model", "images", "device")
+    if "model" in given:
+        from snnkern.training.start import named_network
+
+        given["model"] = named_network(given["model"])
+    return given
+
+
 def _attack(options: argparse.Namespace) -> None:
     from snnkern.training.attack import attack_run
 
-    attacks = "eps", "certificates", "attacks", "checks", "seed"
-    given = _given(options, *attacks, "data", "images", "batch_size", "device")
+    given = _of_run(options, "eps", "certificates", "attacks", "checks", "seed", "batch_size")
     result = attack_run(options.run, **given, progress=not options.quiet)
     if _first_process():
         print(result.to_json() if options.json else result.to_text())
@@ -423,7 +507,7 @@ def _attack(options: argparse.Namespace) -> None:
 def _certify(options: argparse.Namespace) -> None:
     from snnkern.training.certify import certify_run
 
-    given = _given(options, "eps", "method", "data", "images", "batch_size", "device")
+    given = _of_run(options, "eps", "method", "batch_size")
     result = certify_run(options.run, **given, progress=not options.quiet)
     print(result.to_json() if options.json else result.to_text())
 
@@ -432,11 +516,31 @@ def _report(options: argparse.Namespace) -> None:
     from snnkern.report import write_report
     from snnkern.report.runs import study_of_runs
 
-    given = _given(options, "data", "images", "seed", "device")
+    given = _of_run(options, "samples", "seed")
     study = study_of_runs(options.runs, **given, progress=not options.quiet)
     one = options.runs[0] if options.runs[0].is_dir() else options.runs[0].parent
     folder = options.folder or (one if len(options.runs) == 1 else Path("runs/report"))
     _tell_study(options, study, write_report(study, folder))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import torch
+
+    from snnkern import __version__
+    from snnkern._info import machine
+    from snnkern.bench import bench, bench_table
+
+    given = _given(options, "shape", "threads", "pages")
+    found = bench(**given, progress=not options.quiet)
+    _tell(
+        options,
+        f"{machine()}, torch {torch.__version__}\n\n{bench_table(found).text()}",
+        snnkern=__version__,
+        torch=torch.__version__,
+        machine=machine(),
+        shape=found[0].shape,
+        cases=[rounds.as_dict() for rounds in found],
+    )
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -471,8 +575,11 @@ def _completed(top: argparse.ArgumentParser, shtab: Any) -> argparse.ArgumentPar
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status."""
     try:
-        options = parser().parse_args(arguments)
-        if options.command not in ("info", "completion"):
+        top = parser()
+        if not (sys.argv[1:] if arguments is None else arguments):
+            top.exit(2, top.format_help())
+        options = top.parse_args(arguments)
+        if options.command not in ("bench", "info", "completion"):
             from snnkern import keep_pages
 
             keep_pages()

@@ -2,6 +2,7 @@
 
 from snnkern.data.corrupted import cifar10_c, cifar100_c
 from snnkern.data.digits import digits, enlarged_digits
+from snnkern.data.events import event_frames
 from snnkern.data.images import FORMATS, Format, Images, Samples, Split, loader
 from snnkern.data.nmnist import nmnist
 from snnkern.data.standard import cifar10, cifar100, fashion_mnist, mnist, svhn
@@ -20,6 +21,7 @@ __all__ = [
     "cifar100_c",
     "digits",
     "enlarged_digits",
+    "event_frames",
     "fashion_mnist",
     "loader",
     "mnist",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from snnkern._checks import check_int
+from snnkern.data.events import mark
 from snnkern.data.files import check_samples, reading
 from snnkern.data.images import FORMATS, Images, Split
 
@@ -52,11 +53,10 @@ def _read(root: Path, microseconds: int, first: int) -> tuple[Tensor, Tensor]:
     frames = np.zeros((len(files), *shape), dtype=np.uint8)
     for (path, _), sample in zip(files, frames, strict=True):
         with reading(path, SOURCE):
-            events = np.fromfile(path, dtype=np.uint8).reshape(-1, 5).astype(np.int64)
-            x, y, polarity = events[:, 0], events[:, 1], events[:, 2] >> 7
-            time = (events[:, 2] & 127) << 16 | events[:, 3] << 8 | events[:, 4]
-            frame = time // microseconds - first
-            shown = (frame >= 0) & (frame < len(sample))
-            sample[frame[shown], polarity[shown], y[shown], x[shown]] = 1
+            x, y, *rest = np.fromfile(path, dtype=np.uint8).reshape(-1, 5).T.astype(np.int64)
+            events = np.empty(len(x), dtype=[(name, np.int64) for name in "xytp"])
+            events["x"], events["y"], events["p"] = x, y, rest[0] >> 7
+            events["t"] = (rest[0] & 127) << 16 | rest[1] << 8 | rest[2]
+            mark(sample, events, microseconds, first)
     labels = torch.tensor([digit for _, digit in files])
     return check_samples("nmnist", torch.from_numpy(frames), labels)

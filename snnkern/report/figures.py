@@ -303,9 +303,11 @@ def layers(study: Study) -> Drawing | None:
     caption = (
         "Left: how often neurons fire on clean images. Middle and right: the l2 distance of firing "
         "rates (Kundu et al. 2021, definition 2) and of spike trains (Ding et al. 2022, eq. 12) "
-        "between images and their adversarial twins, the mean over images; the attack is that of "
-        "the images below."
+        "between images and their adversarial twins, the mean over images"
     )
+    shown = [sample for network in networks for sample in network.samples]
+    attacks = _ordered(f"{sample.attack}, ε = {eps_text(sample.eps)}" for sample in shown)
+    caption += f"; the attack is {' or '.join(attacks)}." if attacks else "."
     return Drawing(svg, alt, caption, tuple(_layer_table(network) for network in networks))
 
 
@@ -530,11 +532,12 @@ def _legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
 
 
 def _curve_style(kind: CurveKind, number: int) -> dict[str, Any]:
-    # Orange discs against blue squares: hue, marker and dash each tell the kinds apart.
+    # Orange discs against blue squares; within a kind dash and filling tell curves apart.
     return {
         "color": _PLACEHOLDER[kind],
         "linestyle": _DASHES[number % len(_DASHES)],
         "marker": "o" if kind == "attack" else "s",
+        "fillstyle": ("full", "none")[number % 2],
         "clip_on": False,
     }
 

@@ -22,6 +22,7 @@ class Shown(NamedTuple):
     samples: tuple[Sample, ...]
     layers: tuple[Layer, ...]
     energy: Energy
+    timesteps: int  # 0 where nothing spikes
 
 
 class _Pass(NamedTuple):
@@ -63,7 +64,7 @@ def show(
         distances = spike_distance(model, x, twins)
         costs = [cost(model, images) for images in (x, twins)]
     names = {layer: f"layer {number}" for number, layer in enumerate(active, start=1)}
-    membranes = _membranes(model, clean, attacked)
+    membranes = _membranes(model, clean, attacked) if samples else {}
     return Shown(
         tuple(
             Sample(
@@ -94,6 +95,7 @@ def show(
             for number, (layer, activity) in enumerate(active.items(), start=1)
         ),
         Energy(costs[0].energy(), costs[1].energy(), costs[0].dense_energy()),
+        max((activity.timesteps for activity in active.values()), default=0),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from snnkern._files import write_atomically
-from snnkern.report.study import NetworkResult, Score, Study
+from snnkern.report.study import NetworkResult, Sample, Score, Study
 from snnkern.report.table import MISSING, Cell, Table, eps_text, markdown_text, score_cell
 
 
@@ -27,9 +27,9 @@ def write_report(study: Study, folder: str | os.PathLike[str]) -> Path:
         ImportError: matplotlib is not installed; the other functions do without it.
     """
     path = Path(folder) / "report.html"
-    sections = _sections(study)
-    write_atomically(path, _page(study, sections).encode())
-    write_atomically(path.with_suffix(".md"), _markdown(study, sections).encode())
+    sections, twins = _sections(study), _looked_at(study)
+    write_atomically(path, _page(study, sections, twins).encode())
+    write_atomically(path.with_suffix(".md"), _markdown(study, sections, twins).encode())
     return path
 
 
@@ -102,16 +102,10 @@ def _sections(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-def _page(study: Study, sections: list[dict[str, Any]]) -> str:
+def _looked_at(study: Study) -> list[dict[str, Any]]:
+    """By network, the figures on its samples, and which of them the page opens."""
     from snnkern.report import figures
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     twins: list[dict[str, Any]] = []
     for n, network in enumerate(study.networks):
         if not network.samples:
@@ -129,7 +123,21 @@ def _page(study: Study, sections: list[dict[str, Any]]) -> str:
             }
             for s, sample in enumerate(network.samples)
         ]
-        twins.append({"network": network, "factor": factor, "cards": cards})
+        broken = (s for s, sample in enumerate(network.samples) if _is_broken(sample))
+        twins.append(
+            {"network": network, "factor": factor, "cards": cards, "open": next(broken, 0)}
+        )
+    return twins
+
+
+def _page(study: Study, sections: list[dict[str, Any]], twins: list[dict[str, Any]]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template("page.html.jinja").render(
         study=study,
         facts=_facts(study),
@@ -142,7 +150,11 @@ def _page(study: Study, sections: list[dict[str, Any]]) -> str:
     )
 
 
-def _markdown(study: Study, sections: list[dict[str, Any]]) -> str:
+def _is_broken(sample: Sample) -> bool:
+    return sample.predicted_clean == sample.label != sample.predicted_adversarial
+
+
+def _markdown(study: Study, sections: list[dict[str, Any]], twins: list[dict[str, Any]]) -> str:
     parts = [f"# {markdown_text(study.title)}"]
     if study.description:
         parts.append(markdown_text(study.description))
@@ -153,8 +165,15 @@ def _markdown(study: Study, sections: list[dict[str, Any]]) -> str:
         drawing = section["drawing"]
         tables = (table.markdown() for table in drawing.tables)
         parts += [f"## {section['heading']}", markdown_text(drawing.caption), *tables]
-    if any(network.samples for network in study.networks):
+    if twins:
         parts += ["## Images and their adversarial twins", _twins(study).markdown()]
+    for twin in twins:
+        for card in twin["cards"]:
+            drawings = [card[kind] for kind in ("raster", "membranes") if card[kind] is not None]
+            if drawings:
+                name = f"{twin['network'].name}, label {card['sample'].label}"
+                parts.append(f"## Spikes in time: {markdown_text(name)}")
+                parts += [table.markdown() for drawing in drawings for table in drawing.tables]
     for network in study.networks:
         if network.missing:
             parts += [f"## Not in this report: {markdown_text(network.name)}"]
@@ -168,8 +187,9 @@ def _list(lines: Iterable[str]) -> str:
 
 def _facts(study: Study) -> dict[str, str]:
     steps = dict.fromkeys(network.timesteps for network in study.networks)
+    words = {0: "none (ReLU)", None: "not known"}
     return {
-        "time steps": ", ".join(str(t) if t else "none (ReLU)" for t in steps),
+        "time steps": ", ".join(words.get(t, str(t)) for t in steps),
         **study.provenance,
     }
 

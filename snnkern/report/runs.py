@@ -18,7 +18,8 @@ from snnkern._checks import check_int
 from snnkern._info import machine
 from snnkern._version import __version__
 from snnkern.attacks import PGD
-from snnkern.data import Samples, loader
+from snnkern.data import loader
+from snnkern.models import SpikingNetwork
 from snnkern.report.network import Shown, show
 from snnkern.report.study import Curve, CurveKind, Epoch, NetworkResult, Score, Study
 from snnkern.report.table import eps_text
@@ -28,20 +29,18 @@ from snnkern.training.attack import (
     draws,
     first_images,
     middle_size,
-    trained_eps,
 )
 from snnkern.training.ranks import usable_device
 from snnkern.training.run import read_metrics
-from snnkern.training.start import load_run, threads
+from snnkern.training.start import DEFAULT_EPS, Own, Trained, own_name, threads, trained
 
-SAMPLES_SHOWN = 4
+IMAGES, SAMPLES_SHOWN = 32, 4
 CLEAN = "clean"
-# What is missing of runs that ``fit`` made by itself.
-OF_RECIPES = (
-    "Images, spikes, membranes, activity and energy: only runs of snnkern train, which keep their "
-    "recipe, can be looked at again.",
-    "Accuracy under attack and certified share: snnkern.evaluate and snnkern.certify.verify "
-    "measure them of any model.",
+# Of runs that ``fit`` made by itself.
+OWN_OPTION = "--model MODULE:FUNCTION"
+OF_OWN = (
+    f"Images, spikes, membranes, activity and energy: the run has no recipe, and {OWN_OPTION} "
+    "names a function of yours that gives its network and test samples."
 )
 
 
@@ -49,7 +48,9 @@ def study_of_runs(
     runs: Sequence[Path],
     *,
     data: Path | None = None,
-    images: int = 32,
+    model: Own | None = None,
+    images: int = IMAGES,
+    samples: Sequence[int] = (),
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
@@ -63,25 +64,38 @@ def study_of_runs(
     Args:
         runs: at least one.
         data: where data sets lie.
+        model: gives the network and the test samples of the runs that have no recipe; see
+            ``snnkern.training.start.trained``. Called once for each.
         images: how many test images to attack by PGD-20 anew, from the first: what is shown of
             them, activity, distances and energy come from these. 0 leaves that out.
+        samples: which of these are shown, by their numbers from 0; unless given, the first of each
+            of four classes.
         seed: of the attacks' random choices.
         device: where to run; a GPU where there is one.
         progress: show a progress bar.
 
     Raises:
         FileNotFoundError: a folder holds neither, or ``data`` is given and lacks a file.
-        ValueError: no runs, or a file of a run is corrupt.
+        ValueError: no runs, ``samples`` that are not among the images, ``model`` and none that
+            needs it, or a file of a run is corrupt.
     """
     if not runs:
         raise ValueError("runs is empty, expected at least one")
+    folders = [run if run.is_dir() else run.parent for run in runs]
+    without_recipe = [folder for folder in folders if not (folder / "recipe.toml").is_file()]
+    if model is not None and not without_recipe:
+        raise ValueError("model is given, expected none: every run has a recipe that says it")
     check_int("images", images, 0)
+    for sample in samples:
+        check_int("samples", sample, 0)
+        if sample >= images:
+            raise ValueError(f"samples has {sample}, expected numbers below images, {images}")
     where = usable_device(device)
     found: list[tuple[NetworkResult, str, str]] = []
-    for run in tqdm(runs, desc="report", unit="run", disable=not progress, delay=1):
-        folder = run if run.is_dir() else run.parent
+    bar = tqdm(runs, desc="report", unit="run", disable=not progress, delay=1)
+    for run, folder in zip(bar, folders, strict=True):
         if (folder / "metrics.jsonl").is_file():
-            found.append(_Run(run, folder).network(data, images, seed, where))
+            found.append(_Run(run, folder, data, model).network(images, samples, seed, where))
         elif (folder / "study.json").is_file():
             study = Study.load(folder)
             on = study.provenance.get("machine", "")
@@ -95,14 +109,22 @@ def study_of_runs(
     words = {name: "; ".join(dict.fromkeys(filter(None, values))) for name, values in (
         ("data", (dataset for _, dataset, _ in found)), ("machine", (on for _, _, on in found)),
     )}  # fmt: skip
+    title = f"{len(networks)} networks side by side"
+    if len(networks) == 1:
+        title = networks[0].name if without_recipe else networks[0].method
+    given = {
+        "data": data,
+        "model": None if model is None else own_name(model),
+        "images": None if images == IMAGES else images,
+        "samples": " ".join(map(str, samples)),
+    }
+    options = [f"--{name} {value}" for name, value in given.items() if value not in (None, "")]
     return Study(
-        title=networks[0].method
-        if len(networks) == 1
-        else f"{len(networks)} networks side by side",
+        title=title,
         description="Attacks bound robust accuracy from above, certificates from below.",
         provenance={
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "command": " ".join(["snnkern report", *map(str, runs)]),
+            "command": " ".join(["snnkern report", *map(str, runs), *options]),
             "trained on": words["machine"] or machine(),
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -221,9 +243,11 @@ class _Run:
 
     path: Path
     folder: Path
+    data: Path | None
+    own: Own | None
 
     def network(
-        self, data: Path | None, images: int, seed: int, device: torch.device
+        self, images: int, samples: Sequence[int], seed: int, device: torch.device
     ) -> tuple[NetworkResult, str, str]:
         """What is known of it, on which data, trained on which machine."""
         about = self._about()
@@ -231,10 +255,10 @@ class _Run:
         name = self.folder.resolve().name
         if not self.path.is_dir():
             name += f", {self.path.stem}"
-        trained = NetworkResult(
+        result = NetworkResult(
             name=name,
             method=str(about["settings"].get("method", "converted")),
-            timesteps=0,
+            timesteps=None,
             clean=None,
             attacked=(),
             certified=None,
@@ -244,9 +268,13 @@ class _Run:
             missing=() if history else ("Training curves: there is no epoch in metrics.jsonl.",),
         )
         on = str(about["versions"]["machine"])
-        if not (self.folder / "recipe.toml").is_file():
-            return replace(trained, missing=(*trained.missing, *OF_RECIPES)), "", on
-        measured, dataset = self._measured(trained, data, images, seed, device)
+        run = None
+        if (self.folder / "recipe.toml").is_file():
+            run = trained(self.path, self.data)
+            result = replace(result, method=run.title)
+        elif self.own is not None:
+            run = trained(self.path, None, self.own)
+        measured, dataset = self._measured(result, run, images, samples, seed, device)
         return measured, dataset, on
 
     def _about(self) -> dict[str, Any]:
@@ -259,52 +287,62 @@ class _Run:
 
     def _measured(
         self,
-        trained: NetworkResult,
-        data: Path | None,
+        result: NetworkResult,
+        run: Trained | None,
         images: int,
+        samples: Sequence[int],
         seed: int,
         device: torch.device,
     ) -> tuple[NetworkResult, str]:
         """With what was measured of its network, and is now; and on which data."""
-        recipe, model = load_run(self.path)
         evaluated = _Evaluated.read(self.folder / "evaluation.json")
         certified = _Evaluated.read(self.folder / "certification.json")
         known = [part for part in (evaluated, certified) if part is not None]
         sizes = evaluated.sizes() if evaluated is not None else []
-        size = middle_size(sizes, recipe) if sizes else trained_eps(recipe)
-        missing = [*trained.missing]
+        size = DEFAULT_EPS if run is None else run.eps
+        size = middle_size(sizes, size) if sizes else size
+        missing = [*result.missing]
         shown = None
-        if images:
+        if run is None:
+            missing.append(OF_OWN)
+        elif images:
             try:
-                test = recipe.split(data).test
+                test = run.test()
             except (ImportError, OSError, ValueError) as error:
-                if data is not None:
+                if self.data is not None:
                     raise
                 missing.append(f"Images, spikes, membranes, activity and energy: {error}")
             else:
-                with threads(recipe.settings.get("threads")):
-                    shown = _shown(model.to(device), test, size, images, seed, device)
-                if shown is None:
-                    missing.append("Images, spikes and energy: the samples are no images.")
+                with threads(run.threads):
+                    x, y = next(iter(loader(first_images(test, images), images)))
+                    x, y = x.to(device), y.to(device)
+                    shown = _shown(run.model.to(device), x, y, size, samples, seed)
+                if not shown.samples:
+                    missing.append("Images, spikes and membranes: the samples are no pictures.")
+        command = f"{self.path}"
+        if run is None:
+            command += f" {OWN_OPTION}"
+        elif self.own is not None:
+            command += f" --model {run.dataset}"
         more = " ".join(eps_text(size * share) for share in (0.5, 1, 2))
         if evaluated is None or len(sizes) < 2 or not evaluated.members():
             missing.append(
                 "Accuracy against several ε, and under each gradient by itself: "
-                f"snnkern attack {self.path} --eps {more} --attacks fgsm pgd20 {MEMBERS}"
+                f"snnkern attack {command} --eps {more} --attacks fgsm pgd20 {MEMBERS}"
             )
         proofs = next((part for part in reversed(known) if part.certified), None)
-        if proofs is None:
+        if run is not None and not isinstance(run.model, SpikingNetwork):
+            missing.append("Certified share: only networks of snnkern.models can be certified.")
+        elif proofs is None:
             radii = " ".join(eps_text(size * share) for share in (0.025, 0.05, 0.1))
-            missing.append(f"Certified share: snnkern certify {self.path} --eps {radii}")
-        timesteps = int(getattr(model, "timesteps", 0))
+            missing.append(f"Certified share: snnkern certify {command} --eps {radii}")
         spikes = next((part.spikes for part in known), None)
         if spikes is None and shown is not None:
-            spikes = sum(layer.clean * layer.neurons * timesteps for layer in shown.layers)
+            spikes = shown.timesteps * sum(one.clean * one.neurons for one in shown.layers)
         curves = {(c.kind, c.name): c for part in known for c in part.curves()}
         measured = replace(
-            trained,
-            method=recipe.settings["title"],
-            timesteps=timesteps,
+            result,
+            timesteps=shown.timesteps if shown is not None else _timesteps(run),
             clean=known[0].clean if known else None,
             attacked=evaluated.at(size) if evaluated is not None else (),
             certified=Score(*proofs.certified[0], proofs.clean.count) if proofs else None,
@@ -316,19 +354,30 @@ class _Run:
             samples=shown.samples if shown is not None else (),
             missing=tuple(missing),
         )
-        return measured, known[0].dataset if known else recipe.settings["data"]["name"]
+        return measured, known[0].dataset if known else "" if run is None else run.dataset
+
+
+def _timesteps(run: Trained | None) -> int | None:
+    """Of a network, as it says itself or its encoder does."""
+    found = [] if run is None else [getattr(m, "timesteps", None) for m in run.model.modules()]
+    return next((steps for steps in found if isinstance(steps, int)), None)
 
 
 def _shown(
-    model: nn.Module, test: Samples, size: float, images: int, seed: int, device: torch.device
-) -> Shown | None:
-    """The first images, those of the first classes shown; None where they are no pictures."""
-    x, y = (part.to(device) for part in next(iter(loader(first_images(test, images), images))))
+    model: nn.Module, x: Tensor, y: Tensor, size: float, samples: Sequence[int], seed: int
+) -> Shown:
+    """What is seen of samples; those that are shown have to be pictures."""
     if x.dim() != 4 or x.shape[1] not in (1, 3):
-        return None
-    first = {label: number for number, label in reversed(list(enumerate(y.tolist())))}
+        samples = ()
+    elif not samples:
+        first = {label: number for number, label in reversed(list(enumerate(y.tolist())))}
+        samples = sorted(first.values())[:SAMPLES_SHOWN]
+    if samples and max(samples) >= len(x):
+        raise ValueError(
+            f"samples has {max(samples)}, expected numbers below {len(x)}, all there are"
+        )
     attack = PGD(size, steps=20, eot=DRAWS if draws(model) else 1)
-    return show(model, x, y, attack, "PGD-20", sorted(first.values())[:SAMPLES_SHOWN], seed)
+    return show(model, x, y, attack, "PGD-20", samples, seed)
 
 
 def _share(mask: Tensor) -> float:

@@ -313,7 +313,7 @@ class NetworkResult:
     Attributes:
         name: shown in every table and figure; unique in a study.
         method: how it was trained, in a few words.
-        timesteps: T, which is that of the rasters; 0 for a ReLU network.
+        timesteps: T, which is that of the rasters; 0 for a ReLU network, None where not known.
         clean: accuracy on clean images (eps 0).
         attacked: accuracy under each attack.
         certified: certified share, or None where nothing was certified.
@@ -333,7 +333,7 @@ class NetworkResult:
 
     name: str
     method: str
-    timesteps: int
+    timesteps: int | None
     clean: Score | None
     attacked: tuple[Score, ...]
     certified: Score | None
@@ -350,7 +350,8 @@ class NetworkResult:
     def __post_init__(self) -> None:
         _check_text("name", self.name)
         _check_text("method", self.method)
-        _check_int("timesteps", self.timesteps, 0)
+        if self.timesteps is not None:
+            _check_int("timesteps", self.timesteps, 0)
         for name in ("spikes_per_image", "seconds"):
             if (value := getattr(self, name)) is not None:
                 _check_float(name, value, 0.0)

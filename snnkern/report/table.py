@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from snnkern._intervals import wilson
@@ -27,6 +28,11 @@ class Table:
     caption: str
     head: tuple[Cell, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+    @classmethod
+    def of(cls, caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+        """One without small print."""
+        return cls(caption, tuple(map(Cell, head)), tuple(tuple(map(Cell, row)) for row in rows))
 
     def text(self) -> str:
         """The table for a terminal: names to the left, numbers to the right, notes below."""

@@ -37,8 +37,7 @@ from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding
 from snnkern.report.table import eps_text
 from snnkern.training.ranks import Ranks, usable_device
-from snnkern.training.recipe import STAND_INS, Recipe
-from snnkern.training.start import load_run, run_folder, threads
+from snnkern.training.start import Own, Trained, threads, trained
 
 # By name: the attack on a network, of images like these and of a size, with so many draws for a
 # gradient.
@@ -53,7 +52,6 @@ ATTACKS: dict[str, Callable[[nn.Module, Tensor, float, int], Attack]] = {
 # Each gradient of the ensemble by itself, on all images.
 MEMBERS = "members19"
 DEFAULT_ATTACKS = ("fgsm", "pgd20", "strongest")
-DEFAULT_EPS = 8 / 255
 # Draws of an encoder that a gradient is the mean of.
 DRAWS = 10
 
@@ -65,6 +63,7 @@ def attack_run(
     certificates: Method | None = None,
     attacks: Sequence[str] = DEFAULT_ATTACKS,
     data: Path | None = None,
+    model: Own | None = None,
     images: int | None = None,
     batch_size: int = 100,
     checks: bool = True,
@@ -85,6 +84,8 @@ def attack_run(
         attacks: their names in ``ATTACKS``; ``"members19"`` is PGD-20 through each gradient of
             ``SURROGATE_ENSEMBLE`` by itself, at the size of the training, or else the middle one.
         data: where data sets lie.
+        model: gives the network and the test samples of a run that has no recipe; see
+            ``snnkern.training.start.trained``.
         images: how many of the test images, from the first; all unless given.
         batch_size: images that are attacked at once.
         checks: also check the strongest of the attacks that can be; see ``snnkern.attacks.check``.
@@ -102,47 +103,49 @@ def attack_run(
         if name not in (*ATTACKS, MEMBERS):
             known = ", ".join((*ATTACKS, MEMBERS))
             raise ValueError(f"attacks has {name!r}, expected some of {known}")
-    recipe, model = load_run(path)
+    run = trained(path, data, model)
     where = usable_device(device)
     ranks = Ranks(where)
-    model = model.to(where)
+    network = run.model.to(where)
     check_int("batch_size", batch_size, 1)
-    batches = loader(first_images(recipe.split(data).test, images), batch_size)
+    batches = loader(first_images(run.test(), images), batch_size)
     if eps is None:
-        eps = trained_eps(recipe)
-    if certificates is not None and draws(model):
+        eps = run.eps
+    if certificates is not None and draws(network):
         raise ValueError(
             f"certificates is {certificates!r} and run is {path}, whose network draws its input "
             "spikes, expected none: they hold for one draw, and attacks see others"
         )
     sizes = [eps] if isinstance(eps, int | float) else sorted(set(eps))
-    members_at = middle_size(sizes, recipe)
+    members_at = middle_size(sizes, run.eps)
     one = next(iter(batches))[0][:1].to(where)
-    eot = DRAWS if draws(model) else 1
+    eot = DRAWS if draws(network) else 1
     chosen: dict[str, Attack] = {}
     checked: list[PGD | APGD | SAPGD | Ensemble] = []
     for size in sizes:
         here = [name for name in attacks if name != MEMBERS or size == members_at]
-        named = _chosen(here, model, one, size, eot)
+        named = _chosen(here, network, one, size, eot)
         if not chosen:
             firsts = (a.attacks[0] if isinstance(a, Cascade) else a for a in named.values())
             checked = [a for a in firsts if isinstance(a, PGD | APGD | SAPGD | Ensemble)]
         more = f" {eps_text(size)}" if len(sizes) > 1 else ""
         chosen |= {f"{name}{more}": attack for name, attack in named.items()}
-    with threads(recipe.settings.get("threads")):
+    with threads(run.threads):
         found = (
-            check(model, batches, checked[-1], seed=seed, progress=progress)
+            check(network, batches, checked[-1], seed=seed, progress=progress)
             if checks and checked
             else ()
         )
         proved = []
         if certificates is not None:
             try:
-                proved = [certified(model, batches, size, certificates, progress) for size in sizes]
+                proved = [
+                    certified(network, batches, size, certificates, progress) for size in sizes
+                ]
             except TypeError as error:
                 raise ValueError(f"run is {path}, which cannot be certified: {error}") from error
         result = evaluate(
-            model,
+            network,
             batches,
             chosen,
             certificates=proved,
@@ -151,20 +154,16 @@ def attack_run(
             progress=progress,
         )
     if ranks.rank == 0:
-        write_evaluation(result, path, recipe, data, "evaluation")
+        write_evaluation(result, path, run, "evaluation")
     return result
 
 
-def write_evaluation(
-    result: Evaluation, path: Path, recipe: Recipe, data: Path | None, name: str
-) -> None:
+def write_evaluation(result: Evaluation, path: Path, run: Trained, name: str) -> None:
     """Writes ``name.json`` and ``name.md`` into the folder of a run."""
-    folder = run_folder(path)
-    title = recipe.settings["title"]
-    dataset = str(data) if data in STAND_INS else recipe.settings["data"]["name"]
-    text = result.to_json(name=title, dataset=dataset)
+    folder = path if path.is_dir() else path.parent
+    text = result.to_json(name=run.title, dataset=run.dataset)
     write_atomically(folder / f"{name}.json", f"{text}\n".encode())
-    markdown = f"# {title}\n\n{result.to_markdown()}\n"
+    markdown = f"# {run.title}\n\n{result.to_markdown()}\n"
     write_atomically(folder / f"{name}.md", markdown.encode())
 
 
@@ -215,16 +214,9 @@ def _chosen(
     } | chosen
 
 
-def trained_eps(recipe: Recipe) -> float:
-    """The size that a run was trained for, or 8/255."""
-    eps = getattr(recipe.method(), "eps", None) if recipe.trains else None
-    return float(eps) if isinstance(eps, int | float) else DEFAULT_EPS
-
-
-def middle_size(sizes: Sequence[float], recipe: Recipe | None) -> float:
+def middle_size(sizes: Sequence[float], trained_for: float) -> float:
     """Of sizes in rising order the one that a run was trained for, or else the middle one."""
-    trained = [] if recipe is None else [trained_eps(recipe)]
-    return next((size for size in trained if size in sizes), sizes[len(sizes) // 2])
+    return trained_for if trained_for in sizes else sizes[len(sizes) // 2]
 
 
 def draws(model: nn.Module) -> bool:

@@ -8,10 +8,9 @@ from pathlib import Path
 from snnkern._checks import check_int
 from snnkern.attacks import Evaluation, evaluate
 from snnkern.data import loader
-from snnkern.models import SpikingNetwork
 from snnkern.training.attack import certified, draws, first_images, write_evaluation
 from snnkern.training.ranks import Ranks, usable_device
-from snnkern.training.start import load_run, threads
+from snnkern.training.start import Own, threads, trained
 
 METHODS = ("ibp", "crown", "best", "tight", "split", "exact")
 
@@ -22,6 +21,7 @@ def certify_run(
     eps: Sequence[float],
     method: str = "best",
     data: Path | None = None,
+    model: Own | None = None,
     images: int | None = None,
     batch_size: int = 100,
     time_limit: float = 60.0,
@@ -35,6 +35,8 @@ def certify_run(
         eps: radii, l_inf.
         method: one of ``METHODS``; see ``snnkern.certify.verify``.
         data: where data sets lie.
+        model: gives the network and the test samples of a run that has no recipe; see
+            ``snnkern.training.start.trained``.
         images: how many of the test images, from the first; all unless given.
         batch_size: images that are certified at once.
         time_limit: seconds for a margin, for ``"exact"``.
@@ -49,8 +51,8 @@ def certify_run(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     check_int("batch_size", batch_size, 1)
-    recipe, model = load_run(path)
-    if not isinstance(model, SpikingNetwork) or draws(model):
+    run = trained(path, data, model)
+    if draws(run.model):
         raise ValueError(
             f"run is {path}, whose network draws its input spikes, expected one with direct "
             "coding: a certificate holds for one draw alone (snnkern.certify.verify with an "
@@ -58,19 +60,19 @@ def certify_run(
         )
     where = usable_device(device)
     ranks = Ranks(where)
-    model = model.to(where)
-    batches = loader(first_images(recipe.split(data).test, images), batch_size)
+    network = run.model.to(where)
+    batches = loader(first_images(run.test(), images), batch_size)
     sizes = sorted(set(eps))
-    with threads(recipe.settings.get("threads")):
+    with threads(run.threads):
         try:
             certificates = [
-                certified(model, batches, size, method, progress, time_limit)  # type: ignore[arg-type]
+                certified(network, batches, size, method, progress, time_limit)  # type: ignore[arg-type]
                 for size in sizes
             ]
         except TypeError as error:
             raise ValueError(f"run is {path}, which cannot be certified: {error}") from error
         # Clean images alone: what is certified and wrong would be told as a contradiction.
-        result = evaluate(model, batches, certificates=certificates, progress=progress)
+        result = evaluate(network, batches, certificates=certificates, progress=progress)
     if ranks.rank == 0:
-        write_evaluation(result, path, recipe, data, "certification")
+        write_evaluation(result, path, run, "certification")
     return result

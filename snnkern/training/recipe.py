@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def multistep(
 
 def constant(optimizer: torch.optim.Optimizer, epochs: int) -> None:
     """The optimiser's rate throughout."""
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that ship with snnkern."""
+    return sorted(file.stem for file in SHIPPED.glob("*.toml"))
 
 
 def _named(module: Any, base: type) -> dict[str, Any]:
@@ -142,10 +148,10 @@ class Recipe:
         if not path.is_file() and len(path.parts) == 1:
             path = SHIPPED / f"{path.name.removesuffix('.toml')}.toml"
         if not path.is_file():
-            shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
+            like = ", ".join(get_close_matches(path.stem, shipped()))
             raise FileNotFoundError(
-                f"recipe is {str(recipe)!r}, expected a file or one of those that ship with "
-                f"snnkern: {shipped}"
+                f"recipe is {str(recipe)!r}, expected a file or one of those that ship with snnkern"
+                f"{like and f', such as {like}'}; snnkern train --list names all"
             )
         return cls.read(path.stem, path.read_text(encoding="utf-8"), path.parent)
 

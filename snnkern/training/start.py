@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import importlib
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from snnkern.attacks import evaluate
 from snnkern.data import Samples, Split, loader
@@ -16,8 +21,13 @@ from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF
 from snnkern.training.checkpoint import load_checkpoint
 from snnkern.training.ranks import usable_device
-from snnkern.training.recipe import Recipe, Table
+from snnkern.training.recipe import STAND_INS, Recipe, Table
 from snnkern.training.run import RunFolder, check_free
+
+# Makes a user's own network, whose weights a checkpoint then replaces, and gives the samples that
+# it is tested with.
+Own = Callable[[], tuple[nn.Module, Samples]]
+DEFAULT_EPS = 8 / 255
 
 
 def load_run(path: Path) -> tuple[Recipe, nn.Module]:
@@ -35,6 +45,121 @@ def load_run(path: Path) -> tuple[Recipe, nn.Module]:
     model = recipe.model()
     _load(model, path)
     return recipe, model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network of a run, with what attacks, certificates and reports ask about it.
+
+    Args:
+        title: of the recipe; the name of the folder where there is none.
+        dataset: the name of its data.
+        model: with the weights of the checkpoint.
+        eps: the size that it was trained for, or 8/255.
+        threads: that torch computes with; None leaves them.
+        test: reads the test samples.
+    """
+
+    title: str
+    dataset: str
+    model: nn.Module
+    eps: float
+    threads: int | None
+    test: Callable[[], Samples]
+
+
+def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Trained:
+    """The network of a run.
+
+    Args:
+        path: the run; see ``load_run``.
+        data: where data sets lie.
+        own: network and samples of a run of ``fit``, which has no recipe that says them; ``data``
+            is then of no use. The weights are those of the checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: a run with a recipe and ``own``, or one without either; what ``own`` gives is no
+            network with its samples, or weights do not fit.
+    """
+    folder = path if path.is_dir() else path.parent
+    has_recipe = (folder / "recipe.toml").is_file()
+    if own is None:
+        if not has_recipe and (folder / "run.json").is_file():
+            raise ValueError(
+                f"run is {path}, which has no recipe, expected model: a function of yours that "
+                "gives the network and its test samples (--model MODULE:FUNCTION)"
+            )
+        recipe, model = load_run(path)
+        settings = recipe.settings
+        return Trained(
+            settings["title"],
+            str(data) if data in STAND_INS else settings["data"]["name"],
+            model,
+            trained_eps(recipe),
+            settings.get("threads"),
+            lambda: recipe.split(data).test,
+        )
+    name = own_name(own)
+    if has_recipe:
+        raise ValueError(
+            f"model is {name} and run is {path}, expected none: its recipe says what it is"
+        )
+    if data is not None:
+        raise ValueError(f"data is {data}, expected none: model is {name}, which gives the samples")
+    model, test = _made(own(), name)
+    _load(model, path)
+    return Trained(folder.resolve().name, name, model, DEFAULT_EPS, None, lambda: test)
+
+
+def own_name(own: Own) -> str:
+    """``MODULE:FUNCTION``, as ``named_network`` finds it again."""
+    return f"{own.__module__}:{getattr(own, '__qualname__', type(own).__name__)}"
+
+
+def _made(given: Any, name: str) -> tuple[nn.Module, Samples]:
+    """What a function of the user's gave, if that is a network and its samples."""
+    match given:
+        case (nn.Module() as model, Dataset() as test) if isinstance(test, Sized):
+            return model, test
+    parts = given if isinstance(given, tuple) else (given,)
+    kinds = ", ".join(type(part).__name__ for part in parts)
+    raise ValueError(
+        f"model is {name}, which gives {kinds}, expected (network, samples): an nn.Module, and a "
+        "torch Dataset of images and labels with a length, such as TensorDataset(x, y)"
+    )
+
+
+def named_network(text: str) -> Own:
+    """The function that ``MODULE:FUNCTION`` names; the working directory is searched too.
+
+    Importing it runs the code of that module.
+
+    Raises:
+        ValueError: it is not of that form, or there is no such module or function.
+    """
+    module, _, function = text.partition(":")
+    if not (module and function) or module.endswith(".py"):
+        raise ValueError(
+            f"model is {text!r}, expected MODULE:FUNCTION, such as train:network for the function "
+            "network in ./train.py"
+        )
+    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109  sys.path has strings
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except (AttributeError, ModuleNotFoundError) as error:
+        raise ValueError(f"model is {text!r}, which cannot be found: {error}") from error
+    own: Own = found
+    return own
+
+
+def trained_eps(recipe: Recipe) -> float:
+    """The size that a run was trained for, or 8/255."""
+    eps = getattr(recipe.method(), "eps", None) if recipe.trains else None
+    return float(eps) if isinstance(eps, int | float) else DEFAULT_EPS
 
 
 def begin(
