@@ -305,8 +305,10 @@ void spike_conv(const SpikeConv& p, const std::uint64_t* words, const float* row
                              .cell_sums = block};
       const std::int64_t of_image = p.positions() * pool;
       const std::uint64_t* const bits = words + (c / kWord * p.images + n0) * of_image;
-      // Lines of neighbouring images follow each other where no tap sees beyond its own.
-      const bool as_one = lines == height.in && seen.size() == lines && height.stride == 1;
+      // Where images have one line, or all of theirs are seen, they follow each other.
+      const bool all_seen = seen.size() == height.in && lines == height.in && height.stride == 1;
+      const bool as_one = lines == 1 || all_seen;
+      if (lines == 1) lines_of_image.line_bits = of_image;
       if (as_one) lines_of_image.lines *= images;
       for (std::int64_t n = 0; n < (as_one ? 1 : images); ++n) {
         lines_of_image.bits = bits + n * of_image + (row * width.in + column) * pool;

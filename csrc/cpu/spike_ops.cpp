@@ -139,7 +139,7 @@ Tensor spike_conv2d_op(const Tensor& packed, const std::vector<int64_t>& size,
 }
 
 // Numbers of a chunk of samples, which stay in cache between a convolution and its neurons.
-constexpr int64_t kChunk = 1 << 18;
+constexpr int64_t kChunk = 1 << 20;
 
 // Convolution and neurons of samples [N * T, C, H, W], channels last, to [N * T, bytes]. Parameters
 // and states repeat over an image's outputs, channels last; `current` comes on top of the
