@@ -90,20 +90,24 @@ def test_linear_is_the_dense_one(shape: tuple[int, ...], density: float) -> None
         assert torch.equal(spike_linear(bits, weight, bias, like=shape, backend=backend), y)
 
 
-def test_large_layers_go_in_several_passes() -> None:
-    """Beyond a cache: groups of channels, rows of taps one by one, stretches of an image."""
-    for x, shape in (
-        (spikes_of(2, 1500, 4, 5), (70, 1500, 3, 3)),
-        (spikes_of(3, 400, 6, 6), (64, 400, 3, 3)),
-        (spikes_of(1, 5, 90, 80, density=0.05), (64, 5, 3, 3)),
-    ):
-        weight = random(*shape).requires_grad_()
-        y = spike_conv2d(x, weight, padding=1)
-        (grad,) = torch.autograd.grad(y, weight, y.detach())
-        double = weight.detach().double().requires_grad_()
-        truth = F.conv2d(x.double(), double, padding=1)
-        assert_near(y, truth)
-        assert_near(grad, torch.autograd.grad(truth, double, y.detach().double())[0])
+@pytest.mark.parametrize(
+    ("x", "shape", "stride"),
+    [
+        (spikes_of(2, 1500, 4, 5), (70, 1500, 3, 3), 1),
+        (spikes_of(3, 400, 6, 6), (64, 400, 3, 3), 1),
+        (spikes_of(1, 5, 90, 80, density=0.05), (64, 5, 3, 3), 1),
+        (spikes_of(2, 5, 150, 140, density=0.05), (100, 5, 3, 3), 2),
+    ],
+)
+def test_large_layers_go_in_several_passes(x: Tensor, shape: tuple[int, ...], stride: int) -> None:
+    """Beyond a cache: groups of channels, parts of images, their rows one by one."""
+    weight = random(*shape).requires_grad_()
+    y = spike_conv2d(x, weight, stride=stride, padding=1)
+    (grad,) = torch.autograd.grad(y, weight, y.detach())
+    double = weight.detach().double().requires_grad_()
+    truth = F.conv2d(x.double(), double, stride=stride, padding=1)
+    assert_near(y, truth)
+    assert_near(grad, torch.autograd.grad(truth, double, y.detach().double())[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float16, torch.float64])

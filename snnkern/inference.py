@@ -29,9 +29,6 @@ from snnkern.nn import (
 from snnkern.nn.neuron import OPTIONS
 from snnkern.nn.reading import divided_by, flattened, runs_as, scale_and_shift
 
-# Spikes per number of a dense product from which that takes less time.
-DENSE = 0.7
-
 
 class Spikes(NamedTuple):
     """Spikes of N samples over T steps as bits, channels last.
@@ -247,7 +244,8 @@ class SpikingLayer:
         maps = self.rows.outputs(spikes)
         # Of what a dense product sees after pooling.
         seen = math.prod(spikes.size) / math.prod(affine.pool)
-        if events.density_of(spikes.packed, 1) >= DENSE * seen:
+        density = events.density_of(spikes.packed, 1) / seen
+        if events.share(density, spikes.maps[0]) >= 1:
             return self.dense.of_spikes(spikes, current)
         start = torch.full((math.prod(maps),), self.v_init) if self.v_init else None
         packed = torch.ops.snnkern.spike_conv2d_lif(
