@@ -685,8 +685,10 @@ class PackedLinear(torch.autograd.Function):
         )
 
 
-# Stride, padding and dilation of a linear layer as a convolution.
-POINT = ((1, 1), (0, 0), (1, 1))
+# Stride, padding and dilation of a convolution.
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]
+# Of a linear layer as a convolution.
+POINT: Geometry = ((1, 1), (0, 0), (1, 1))
 
 
 class SpikeConv2d(torch.autograd.Function):
@@ -705,7 +707,7 @@ class SpikeConv2d(torch.autograd.Function):
         rows: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+        geometry: Geometry,
         overload: str,
     ) -> Tensor:
         """``[N, C, H, W] -> [N, K, H', W']``, channels last.

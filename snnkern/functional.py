@@ -19,6 +19,7 @@ from snnkern._checks import check_int, check_number
 from snnkern._layout import step_strides
 from snnkern.autograd import (
     POINT,
+    Geometry,
     IntervalConfig,
     IntervalLIF,
     KernelRateCode,
@@ -709,12 +710,15 @@ def as_kernel(weight: Tensor) -> Tensor:
     return weight if weight.dim() == 4 else weight[:, :, None, None]
 
 
-def spike_block(weight: Tensor) -> int:
+def spike_block(weight: Tensor, geometry: Geometry) -> int:
     """How many outputs of a convolution ``[K, C, H, W]`` have their weights in rows together.
 
-    As many as the sums that a core keeps in registers, for all columns of the kernel.
+    As many as make a row, of all columns of the kernel where these reach neighbouring outputs, one
+    that a core keeps the sums of in registers, and 64 rows fill its first cache.
     """
-    most = 64 if weight.shape[3] > 1 else 128
+    stride, _, dilation = geometry
+    together = weight.shape[3] if stride[1] == dilation[1] == 1 else 1
+    most = max(16, 96 // together // 16 * 16)
     return min(most, -(-weight.shape[0] // 16) * 16)
 
 
@@ -732,7 +736,7 @@ def _state_of(weight: Tensor) -> tuple[int, ...]:
     return weight._version, weight.data_ptr(), int(bits.sum(dtype=torch.int32))
 
 
-def spike_rows(weight: Tensor, overload: str = "default") -> Tensor:
+def spike_rows(weight: Tensor, geometry: Geometry, overload: str = "default") -> Tensor:
     """The weight of a convolution or linear layer as ``spike_conv2d`` reads it, in float32.
 
     Made when its values are others than before, and kept as long as it lives.
@@ -740,13 +744,15 @@ def spike_rows(weight: Tensor, overload: str = "default") -> Tensor:
 
     def make() -> Tensor:
         kernel = as_kernel(weight.detach()).float().contiguous()
-        rows: Tensor = getattr(torch.ops.snnkern.spike_rows, overload)(kernel, spike_block(kernel))
+        rows: Tensor = getattr(torch.ops.snnkern.spike_rows, overload)(kernel, block)
         return rows
+
+    block = spike_block(as_kernel(weight), geometry)
 
     with torch.no_grad():
         if torch.compiler.is_compiling() or weight.is_inference():
             return make()
-        state = _state_of(weight)
+        state = *_state_of(weight), block
         kept = _rows.get(weight)
         if kept is None or kept[0] != state:
             kept = state, make()
@@ -890,11 +896,11 @@ def convolve_packed(
     packed: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    geometry: Geometry,
     overload: str = "default",
 ) -> Tensor:
     """``spike_conv2d`` of ``x`` by its bits, past all checks, or ``spike_linear`` of maps."""
-    rows = spike_rows(weight, overload)
+    rows = spike_rows(weight, geometry, overload)
     result: Tensor = SpikeConv2d.apply(x, packed, rows, as_kernel(weight), bias, geometry, overload)
     return result
 

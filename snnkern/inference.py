@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnkern import functional
-from snnkern.autograd import is_constant
-from snnkern.certify import ibp
-from snnkern.certify.ibp import flattened, runs_as, scale_and_shift
+from snnkern.autograd import Geometry, is_constant
 from snnkern.functional import check_options
 from snnkern.models import SpikingNetwork
 from snnkern.nn import (
@@ -29,10 +27,7 @@ from snnkern.nn import (
     packed,
 )
 from snnkern.nn.neuron import OPTIONS
-
-_BLOCK = 64  # outputs whose weights lie together
-# Spikes per number of a dense product from which that takes less time.
-DENSE = 0.6
+from snnkern.nn.reading import divided_by, flattened, runs_as, scale_and_shift
 
 
 class Spikes(NamedTuple):
@@ -102,6 +97,14 @@ class Affine(NamedTuple):
             return self.weight
         return self.weight.view(len(self.weight), *maps)
 
+    def geometry(self, *, unpooled: bool) -> Geometry:
+        """Stride, padding and dilation; ``unpooled``: where pooling is part of the kernel."""
+        if self.weight.dim() == 2:  # one output: taps have no neighbours to reach
+            return (2, 2), (0, 0), (1, 1)
+        high, wide = self.pool if unpooled else (1, 1)
+        stride, padding = ((pair[0] * high, pair[1] * wide) for pair in (self.stride, self.padding))
+        return stride, padding, self.dilation
+
     def of_images(self, x: Tensor) -> Tensor:
         """``[N, C, H, W] -> [N, K, H', W']`` of any numbers."""
         if self.pool != (1, 1):
@@ -143,14 +146,14 @@ class Rows:
             kernel = self.affine.kernel(maps) / (high * wide)
             if unpooled:
                 kernel = kernel.repeat_interleave(high, 2).repeat_interleave(wide, 3)
-            rows = torch.ops.snnkern.spike_rows(kernel.contiguous(), _BLOCK)
+            block = functional.spike_block(kernel, self.affine.geometry(unpooled=unpooled))
+            rows = torch.ops.snnkern.spike_rows(kernel.contiguous(), block)
             self._made[maps, unpooled] = rows
         return self._made[maps, unpooled]
 
     def currents(self, spikes: Spikes) -> Tensor:
         """``[N * T, H', W', K]``."""
         affine = self.affine
-        high, wide = affine.pool
         result: Tensor = torch.ops.snnkern.spike_conv2d(
             spikes.packed,
             spikes.size,
@@ -158,9 +161,7 @@ class Rows:
             self.of(spikes, unpooled=True),
             affine.bias,
             len(affine.bias),
-            (affine.stride[0] * high, affine.stride[1] * wide),
-            (affine.padding[0] * high, affine.padding[1] * wide),
-            affine.dilation,
+            *affine.geometry(unpooled=True),
         )
         return result.permute(0, 2, 3, 1)
 
@@ -243,7 +244,8 @@ class SpikingLayer:
         maps = self.rows.outputs(spikes)
         # Of what a dense product sees after pooling.
         seen = math.prod(spikes.size) / math.prod(affine.pool)
-        if events.density_of(spikes.packed, 1) >= DENSE * seen:
+        density = events.density_of(spikes.packed, 1) / seen
+        if events.share(density, spikes.maps[0]) >= 1:
             return self.dense.of_spikes(spikes, current)
         start = torch.full((math.prod(maps),), self.v_init) if self.v_init else None
         packed = torch.ops.snnkern.spike_conv2d_lif(
@@ -254,9 +256,7 @@ class SpikingLayer:
             self.rows.of(spikes),
             affine.bias,
             current,
-            affine.stride,
-            affine.padding,
-            affine.dilation,
+            *affine.geometry(unpooled=False),
             *self.parameters,
             start,
             None,
@@ -567,5 +567,5 @@ def compile_inference(model: nn.Module) -> CompiledNetwork:
     reader = Reader(of_spikes=False).read([network.layers])
     if reader.incomplete:
         raise TypeError("model ends in pooling or a sum, expected neurons or an affine layer")
-    divisor = ibp.divisor(network.readout, encoder.timesteps)
+    divisor = divided_by(network.readout, encoder.timesteps)
     return CompiledNetwork(network.normalize, encoder, reader, divisor)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <utility>
 
 #include "clones.h"
@@ -13,7 +14,7 @@ namespace {
 constexpr std::int64_t kMostVectors = 12;
 
 // Of rows and sums the stretch that begins at `first`.
-using AddRows = void (*)(const RowRun*, std::int64_t count, std::int64_t first, float* sum);
+using AddRows = void (*)(const float* rows, const RowSums& p, std::int64_t first);
 
 // Clones of a function take their vectors apart before they know their instruction set: each one
 // here is told its own from the start.
@@ -23,19 +24,27 @@ using AddRows = void (*)(const RowRun*, std::int64_t count, std::int64_t first, 
     using Vector [[gnu::vector_size(bytes), gnu::aligned(4), gnu::may_alias]] = float;           \
                                                                                                  \
     template <std::int64_t kVectors>                                                             \
-    target static void run(const RowRun* runs, std::int64_t count, std::int64_t first,           \
-                           float* sum) {                                                         \
-      Vector acc[kVectors];                                                                      \
-      Vector* const sums = reinterpret_cast<Vector*>(sum + first);                               \
-      _Pragma("GCC unroll 16") for (std::int64_t k = 0; k < kVectors; ++k) acc[k] = sums[k];     \
-      for (const RowRun* run = runs; run != runs + count; ++run) {                               \
-        const float* const base = run->base + first;                                             \
-        for (const std::uint32_t* at = run->begin; at != run->end; ++at) {                       \
-          const Vector* const row = reinterpret_cast<const Vector*>(base + *at);                 \
-          _Pragma("GCC unroll 16") for (std::int64_t k = 0; k < kVectors; ++k) acc[k] += row[k]; \
+    target static void run(const float* rows, const RowSums& p, std::int64_t first) {            \
+      const std::int64_t step = p.bit_step;                                                      \
+      for (std::int64_t line = 0; line < p.lines; ++line) {                                      \
+        const std::uint64_t* bits = p.bits + line * p.line_bits;                                 \
+        float* sum = p.sums + line * p.line_sums + first;                                        \
+        for (std::int64_t c = 0; c < p.cells; ++c, bits += p.cell_bits, sum += p.cell_sums) {    \
+          Vector acc[kVectors];                                                                  \
+          Vector* const sums = reinterpret_cast<Vector*>(sum);                                   \
+          _Pragma("GCC unroll 16") for (std::int64_t k = 0; k < kVectors; ++k) acc[k] = sums[k]; \
+          const float* base = rows + first;                                                      \
+          for (std::int64_t w = 0; w < p.words; ++w, base += p.word_step) {                      \
+            for (std::uint64_t word = bits[w]; word; word &= word - 1) {                         \
+              const Vector* const row =                                                          \
+                  reinterpret_cast<const Vector*>(base + std::countr_zero(word) * step);         \
+              _Pragma("GCC unroll 16") for (std::int64_t k = 0; k < kVectors; ++k) acc[k] +=     \
+                  row[k];                                                                        \
+            }                                                                                    \
+          }                                                                                      \
+          _Pragma("GCC unroll 16") for (std::int64_t k = 0; k < kVectors; ++k) sums[k] = acc[k]; \
         }                                                                                        \
       }                                                                                          \
-      _Pragma("GCC unroll 16") for (std::int64_t k = 0; k < kVectors; ++k) sums[k] = acc[k];     \
     }                                                                                            \
   }
 
@@ -71,10 +80,10 @@ const Table kTable = best_table();
 
 }  // namespace
 
-void add_rows(std::int64_t length, const RowRun* runs, std::int64_t count, float* sum) {
+void add_rows(std::int64_t length, const float* rows, const RowSums& p) {
   const std::int64_t most = kMostVectors * kTable.lanes;
   for (std::int64_t first = 0; first < length; first += most) {
-    kTable.run[std::min(most, length - first) / kTable.lanes](runs, count, first, sum);
+    kTable.run[std::min(most, length - first) / kTable.lanes](rows, p, first);
   }
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <vector>
 
 #include "row_sums.h"
 #include "tile.h"
@@ -11,64 +10,58 @@
 namespace snnkern::cpu {
 namespace {
 
-// Bytes that are read again and again, which are to stay in the second cache.
-constexpr std::int64_t kCached = 1 << 19;
+// Bytes that are read again and again: those that are to stay in the first cache beside what
+// passes through it, and those that are to stay in the second.
+constexpr std::int64_t kFirst = 26 << 10, kSecond = 1 << 19;
+
+// Parts into which threads share at least.
+constexpr std::int64_t kShares = 8;
 
 // Input channels of a task of the weight's gradient: many, since each part gathers the gradient
 // anew, and few enough that threads have something to share.
 std::int64_t part_of_channels(const SpikeConv& p) {
-  const std::int64_t shared = p.channels * p.blocks() / 4;
-  return std::min(p.channels, std::clamp<std::int64_t>(shared, 32, 128));
+  const std::int64_t shared = p.channels * p.blocks() / kShares;
+  return std::min(p.channels, std::clamp<std::int64_t>(shared, 32, 256));
+}
+
+// Bits [begin, begin + count), at most kWord of them and at least one.
+std::uint64_t word_at(const std::uint8_t* bits, std::int64_t begin, std::int64_t count) {
+  const std::int64_t byte = begin / 8, shift = begin % 8, bytes = (shift + count + 7) / 8;
+  std::uint64_t word = 0;
+  std::memcpy(&word, bits + byte, static_cast<std::size_t>(std::min<std::int64_t>(8, bytes)));
+  word >>= shift;
+  if (bytes > 8) word |= std::uint64_t{bits[byte + 8]} << (kWord - shift);
+  return word & ~std::uint64_t{0} >> (kWord - count);
 }
 
 // Calls f(k) where bit begin + k is 1, for k in [0, count).
 template <class Call>
 void for_each_bit(const std::uint8_t* bits, std::int64_t begin, std::int64_t count, Call&& f) {
-  constexpr std::int64_t kWord = 56;  // that many of 64 are left behind any first bit of a byte
-  const std::int64_t bytes = (begin + count + 7) / 8;
   for (std::int64_t done = 0; done < count; done += kWord) {
-    const std::int64_t at = begin + done, byte = at / 8;
-    std::uint64_t word = 0;
-    std::memcpy(&word, bits + byte,
-                static_cast<std::size_t>(std::min<std::int64_t>(8, bytes - byte)));
-    word = word >> (at % 8) & ~std::uint64_t{0} >> (64 - std::min(kWord, count - done));
+    std::uint64_t word = word_at(bits, begin + done, std::min(kWord, count - done));
     for (; word; word &= word - 1) f(done + std::countr_zero(word));
   }
 }
 
-// Calls f(channel, position) for the spikes of map rows [begin, end) of an image.
+// Calls f(channel, row, column) for the spikes of map rows [begin, end) of an image.
 template <class Call>
 void for_each_spike(const SpikeConv& p, const std::uint8_t* image, std::int64_t begin,
                     std::int64_t end, Call&& f) {
+  const std::int64_t width = p.width.in;
   if (p.channels_last) {
-    std::int64_t bit = begin * p.pool_height * p.width.in * p.pool_width * p.channels;
-    for (std::int64_t row = begin * p.pool_height; row < end * p.pool_height; ++row) {
-      const std::int64_t left = row / p.pool_height * p.width.in;
-      for (std::int64_t at = left; at < left + p.width.in; ++at) {
-        for (std::int64_t k = 0; k < p.pool_width; ++k, bit += p.channels) {
-          for_each_bit(image, bit, p.channels, [&](std::int64_t c) { f(c, at); });
-        }
+    std::int64_t bit = begin * width * p.channels;
+    for (std::int64_t h = begin; h < end; ++h) {
+      for (std::int64_t w = 0; w < width; ++w, bit += p.channels) {
+        for_each_bit(image, bit, p.channels, [&](std::int64_t c) { f(c, h, w); });
       }
     }
     return;
   }
-  const std::int64_t first = begin * p.width.in, count = (end - begin) * p.width.in;
   for (std::int64_t c = 0; c < p.channels; ++c) {
-    for_each_bit(image, c * p.positions() + first, count, [&](std::int64_t k) { f(c, first + k); });
-  }
-}
-
-// Calls f(cell, offset) for the spikes of images [first, last), cells from that of `first` on.
-template <class Call>
-void for_each_input(const SpikeConv& p, const std::uint8_t* bits, std::int64_t first,
-                    std::int64_t last, Call&& f) {
-  const SpikePasses passes = SpikePasses::of(p);
-  const std::int64_t row = p.row(), groups = passes.groups, of_group = passes.channels;
-  for (std::int64_t n = first; n < last; ++n) {
-    const std::int64_t cell = n * p.positions() * groups;
-    for_each_spike(p, bits + n * p.bytes(), 0, p.height.in, [&](std::int64_t c, std::int64_t at) {
-      f(cell + at * groups + (groups == 1 ? 0 : c / of_group), static_cast<std::uint32_t>(c * row));
-    });
+    std::int64_t bit = (c * p.height.in + begin) * width;
+    for (std::int64_t h = begin; h < end; ++h, bit += width) {
+      for_each_bit(image, bit, width, [&](std::int64_t w) { f(c, h, w); });
+    }
   }
 }
 
@@ -94,11 +87,8 @@ struct Stretch {
   const SpikeConv& p;
   std::int64_t begin, end;  // rows of the batch, image by image
 
-  static std::int64_t columns(const SpikeConv& p) {
-    return p.width.in + p.width.padding + p.width.kernel - 1;
-  }
   static std::int64_t most_rows(const SpikeConv& p) {
-    const std::int64_t cached = kCached / (columns(p) * p.block * 4);
+    const std::int64_t cached = kFirst / (p.columns() * p.block * 4);
     const std::int64_t image = p.height.in + p.height.kernel - 1;
     const std::int64_t rows =
         cached >= image ? cached / image * p.height.in : cached - (p.height.kernel - 1);
@@ -116,6 +106,14 @@ struct Stretch {
   std::int64_t slots() const {
     return slot((end - 1) / p.height.in, (end - 1) % p.height.in) + p.height.kernel;
   }
+  // Words of a channel in any stretch.
+  static std::int64_t words(const SpikeConv& p) {
+    return (most_slots(p) * p.columns() + kWord - 1) / kWord;
+  }
+  static std::int64_t most_slots(const SpikeConv& p) {
+    const std::int64_t rows = most_rows(p);
+    return rows + ((rows - 2) / p.height.in + 2) * (p.height.kernel - 1);
+  }
   // Calls f(image, first map row, last + 1).
   template <class Call>
   void for_each_image(Call&& f) const {
@@ -130,24 +128,23 @@ struct Stretch {
   // Out channels [channel, channel + count) to columns of `block`.
   void gather(const float* grad, const MapStrides& strides, std::int64_t channel,
               std::int64_t count, float* out) const {
-    const std::int64_t left = p.width.kernel - 1, of_row = columns(p) * p.block;
+    const std::int64_t of_row = p.columns() * p.block;
     std::fill_n(out, slots() * of_row, 0.0f);
     for_each_image([&](std::int64_t n, std::int64_t first, std::int64_t last) {
       const std::int64_t top = first + p.height.padding - (p.height.kernel - 1);
-      float* row = out + slot(n, first) * of_row + left * p.block;
+      float* row = out + slot(n, first) * of_row + p.left() * p.block;
       const std::int64_t rows = last - first + p.height.kernel - 1;
       for (std::int64_t o = top; o < top + rows; ++o, row += of_row) {
         if (o < 0 || o >= p.height.out) continue;
         const float* const in =
             grad + n * strides.image + o * strides.row + channel * strides.channel;
-        const std::int64_t seen = std::min(p.width.out, columns(p) - left);
         if (strides.channel == 1) {
-          for (std::int64_t w = 0; w < seen; ++w) {
+          for (std::int64_t w = 0; w < p.width.out; ++w) {
             std::copy_n(in + w * strides.column, count, row + w * p.block);
           }
         } else {
           for (std::int64_t k = 0; k < count; ++k) {
-            for (std::int64_t w = 0; w < seen; ++w) {
+            for (std::int64_t w = 0; w < p.width.out; ++w) {
               row[w * p.block + k] = in[k * strides.channel + w * strides.column];
             }
           }
@@ -157,25 +154,27 @@ struct Stretch {
   }
 };
 
-// Calls f(cell, offset) for the spikes of stretches [first, last).
-template <class Call>
-void for_each_of_channels(const SpikeConv& p, const std::uint8_t* bits, std::int64_t first,
-                          std::int64_t last, Call&& f) {
-  for (std::int64_t index = first; index < last; ++index) {
-    const Stretch stretch = Stretch::of(p, index);
-    const std::int64_t columns = Stretch::columns(p);
-    stretch.for_each_image([&](std::int64_t n, std::int64_t begin, std::int64_t end) {
-      // Of position `at` of the image, in columns: its row times what rows are longer here.
-      const std::int64_t width = p.width.in;
-      const std::int64_t image = stretch.slot(n, 0) * columns + p.width.padding;
-      const auto wider = static_cast<std::uint32_t>(columns - width);
-      for_each_spike(p, bits + n * p.bytes(), begin, end, [&](std::int64_t c, std::int64_t at) {
-        const std::uint32_t h = static_cast<std::uint32_t>(at) / static_cast<std::uint32_t>(width);
-        f(index * p.channels + c, static_cast<std::uint32_t>((image + at + h * wider) * p.block));
-      });
-    });
+// Output rows whose sums stay in the second cache: of whole images, or of a part of one.
+struct OutputRows {
+  std::int64_t images, rows;
+
+  static OutputRows of(const SpikeConv& p) {
+    const std::int64_t most = kSecond / (columns_of_sums(p) * p.block * 4);
+    const std::int64_t shared = (p.images * p.blocks() + kShares - 1) / kShares;
+    return {std::clamp<std::int64_t>(most / p.height.out, 1, shared),
+            std::clamp<std::int64_t>(most, 1, p.height.out)};
   }
-}
+  // Whether one input's taps reach neighbouring outputs: then their rows lie together, and so do
+  // the sums.
+  static bool neighbouring(const SpikeConv& p) {
+    return p.width.stride == 1 && p.width.dilation == 1;
+  }
+  static std::int64_t columns_of_sums(const SpikeConv& p) {
+    return neighbouring(p) ? p.columns() : p.width.out;
+  }
+  std::int64_t of_images(const SpikeConv& p) const { return (p.images + images - 1) / images; }
+  std::int64_t of_image(const SpikeConv& p) const { return (p.height.out + rows - 1) / rows; }
+};
 
 }  // namespace
 
@@ -217,126 +216,118 @@ void spike_rows(const SpikeConv& p, const float* weight, float* rows, std::int64
   }
 }
 
-SpikePasses SpikePasses::of(const SpikeConv& p) {
-  const std::int64_t bytes = p.row() * 4;  // of a channel
-  const std::int64_t groups = (p.channels * bytes + kCached - 1) / kCached;
-  const std::int64_t channels = (p.channels + groups - 1) / std::max<std::int64_t>(1, groups);
-  if (groups > 1) return {channels, groups, 1};
-  const std::int64_t taps = kCached / std::max<std::int64_t>(1, p.channels * bytes);
-  return {p.channels, 1, std::clamp<std::int64_t>(taps, 1, p.height.kernel)};
+std::int64_t input_words(const SpikeConv& p) {
+  const std::int64_t groups = (p.channels + kWord - 1) / kWord;
+  return groups * p.images * p.positions() * p.pool_height * p.pool_width;
 }
 
-void count_inputs(const SpikeConv& p, const std::uint8_t* bits, std::uint32_t* counts,
-                  std::int64_t first, std::int64_t last) {
-  for_each_input(p, bits, first, last, [&](std::int64_t cell, std::uint32_t) { ++counts[cell]; });
+void fill_inputs(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* words,
+                 std::int64_t first, std::int64_t last) {
+  const std::int64_t pool = p.pool_height * p.pool_width, of_image = p.positions() * pool;
+  for (std::int64_t n = first; n < last; ++n) {
+    const std::uint8_t* const image = bits + n * p.bytes();
+    for (std::int64_t c = 0; c < p.channels; c += kWord) {
+      std::uint64_t* const group = words + (c / kWord * p.images + n) * of_image;
+      const std::int64_t count = std::min(kWord, p.channels - c);
+      if (!p.channels_last) {
+        std::fill_n(group, of_image, std::uint64_t{0});
+        for (std::int64_t k = 0; k < count; ++k) {
+          for_each_bit(image, (c + k) * of_image, of_image,
+                       [&](std::int64_t at) { group[at] |= std::uint64_t{1} << k; });
+        }
+        continue;
+      }
+      std::int64_t bit = c;
+      for (std::int64_t h = 0; h < p.height.in * p.pool_height; ++h) {
+        std::uint64_t* out =
+            group + h / p.pool_height * p.width.in * pool + h % p.pool_height * p.pool_width;
+        for (std::int64_t w = 0; w < p.width.in; ++w, out += pool) {
+          for (std::int64_t k = 0; k < p.pool_width; ++k, bit += p.channels) {
+            out[k] = word_at(image, bit, count);
+          }
+        }
+      }
+    }
+  }
 }
 
-void fill_inputs(const SpikeConv& p, const std::uint8_t* bits, const std::uint32_t* starts,
-                 std::uint32_t* offsets, std::int64_t first, std::int64_t last) {
-  const std::int64_t cells = p.positions() * SpikePasses::of(p).groups;
-  std::vector<std::uint32_t> next(starts + first * cells, starts + last * cells);
-  for_each_input(p, bits, first, last, [&](std::int64_t cell, std::uint32_t offset) {
-    offsets[next[cell - first * cells]++] = offset;
-  });
+std::int64_t output_tasks(const SpikeConv& p) {
+  const OutputRows stretch = OutputRows::of(p);
+  return p.blocks() * stretch.of_images(p) * stretch.of_image(p);
 }
 
-void count_channels(const SpikeConv& p, const std::uint8_t* bits, std::uint32_t* counts,
-                    std::int64_t first, std::int64_t last) {
-  for_each_of_channels(p, bits, first, last,
-                       [&](std::int64_t cell, std::uint32_t) { ++counts[cell]; });
-}
-
-void fill_channels(const SpikeConv& p, const std::uint8_t* bits, const std::uint32_t* starts,
-                   std::uint32_t* offsets, std::int64_t first, std::int64_t last) {
-  std::vector<std::uint32_t> next(starts + first * p.channels, starts + last * p.channels);
-  for_each_of_channels(p, bits, first, last, [&](std::int64_t cell, std::uint32_t offset) {
-    offsets[next[cell - first * p.channels]++] = offset;
-  });
-}
-
-void spike_conv(const SpikeConv& p, const Events& inputs, const float* rows, const float* bias,
-                float* out, std::int64_t first, std::int64_t last) {
-  const SpikePasses passes = SpikePasses::of(p);
+void spike_conv(const SpikeConv& p, const std::uint64_t* words, const float* rows,
+                const float* bias, float* out, std::int64_t first, std::int64_t last) {
   const ConvAxis &height = p.height, &width = p.width;
-  const bool windows = width.stride == 1 && width.dilation == 1;
-  const std::int64_t block = p.block, of_tap_row = p.channels * p.row();
-  Rows<float> memory(width.out * block, 1);
-  float* const sums = memory.take();
-  std::fill_n(sums, width.out * block, 0.0f);  // the last block may have fewer outputs
-  std::vector<RowRun> runs(passes.taps * width.kernel);
+  const OutputRows stretch = OutputRows::of(p);
+  const std::int64_t parts = stretch.of_image(p), stretches = stretch.of_images(p) * parts;
+  const bool together = OutputRows::neighbouring(p);
+  const std::int64_t left = together ? p.left() : 0, block = p.block;
+  const std::int64_t line = OutputRows::columns_of_sums(p) * block;
+  const std::int64_t pool = p.pool_height * p.pool_width;
+  Rows<float> memory(line, stretch.images * stretch.rows);
+  float* const sums = memory.take(stretch.images * stretch.rows);
 
-  // Weight rows of tap row k, from column tap w on, for the active inputs at (h, q).
-  const auto run_of = [&](const float* of_block, std::int64_t n, std::int64_t g, std::int64_t k,
-                          std::int64_t w, std::int64_t h, std::int64_t q) {
-    const std::int64_t cell = ((n * height.in + h) * width.in + q) * passes.groups + g;
-    return RowRun{of_block + k * of_tap_row + (width.kernel - 1 - w) * block,
-                  inputs.offsets + inputs.starts[cell], inputs.offsets + inputs.starts[cell + 1]};
-  };
-
-  const auto add_row = [&](const float* of_block, std::int64_t n, std::int64_t g, std::int64_t o,
-                           std::int64_t tap, std::int64_t last_tap) {
-    // Rows of taps that lie on the map.
-    while (tap < last_tap && height.seen(o, tap) < 0) ++tap;
-    while (tap < last_tap && height.seen(o, last_tap - 1) >= height.in) --last_tap;
-    if (tap == last_tap) return;
-    if (windows) {
-      // One input's taps reach neighbouring outputs: their rows lie together, and so do the sums.
-      for (std::int64_t q = 0; q < width.in; ++q) {
-        const std::int64_t newest = std::min(q + width.padding, width.out - 1);
-        const std::int64_t oldest = std::max<std::int64_t>(q + width.padding - width.kernel + 1, 0);
-        if (newest < oldest) continue;
-        std::int64_t count = 0;
-        for (std::int64_t k = tap; k < last_tap; ++k) {
-          runs[count++] =
-              run_of(of_block, n, g, k, q + width.padding - oldest, height.seen(o, k), q);
-        }
-        add_rows((newest - oldest + 1) * block, runs.data(), count, sums + oldest * block);
-      }
-      return;
-    }
-    for (std::int64_t x = 0; x < width.out; ++x) {
-      std::int64_t count = 0;
-      for (std::int64_t k = tap; k < last_tap; ++k) {
-        for (std::int64_t w = 0; w < width.kernel; ++w) {
-          const std::int64_t q = width.seen(x, w);
-          if (q >= 0 && q < width.in) {
-            runs[count++] = run_of(of_block, n, g, k, w, height.seen(o, k), q);
-          }
-        }
-      }
-      add_rows(block, runs.data(), count, sums + x * block);
-    }
-  };
-
-  for (std::int64_t task = first; task < last;) {
-    // The images of one block.
-    const std::int64_t b = task / p.images, begin = task % p.images;
-    const std::int64_t end = std::min(p.images, begin + last - task);
-    task += end - begin;
-    const float* const of_block = rows + b * height.kernel * of_tap_row;
+  for (std::int64_t task = first; task < last; ++task) {
+    const std::int64_t b = task / stretches, part = task % stretches;
+    const std::int64_t n0 = part / parts * stretch.images, o0 = part % parts * stretch.rows;
+    const std::int64_t images = std::min(stretch.images, p.images - n0);
+    const std::int64_t lines = std::min(stretch.rows, height.out - o0);
     const std::int64_t channel = b * block, count = std::min(block, p.out_channels - channel);
-    for (std::int64_t g = 0; g < passes.groups; ++g) {
-      for (std::int64_t tap = 0; tap < height.kernel; tap += passes.taps) {
-        const bool fresh = g == 0 && tap == 0;
-        const std::int64_t last_tap = std::min(tap + passes.taps, height.kernel);
-        for (std::int64_t n = begin; n < end; ++n) {
-          for (std::int64_t o = 0; o < height.out; ++o) {
-            float* const row = out + (n * height.out + o) * width.out * p.out_channels + channel;
-            for (std::int64_t x = 0; x < width.out; ++x) {
-              float* const sum = sums + x * block;
-              if (!fresh) {
-                std::copy_n(row + x * p.out_channels, count, sum);
-              } else if (bias) {
-                std::copy_n(bias + channel, count, sum);
-              } else {
-                std::fill_n(sum, count, 0.0f);
-              }
-            }
-            add_row(of_block, n, g, o, tap, last_tap);
-            for (std::int64_t x = 0; x < width.out; ++x) {
-              std::copy_n(sums + x * block, count, row + x * p.out_channels);
-            }
-          }
+    std::fill_n(sums, images * lines * line, 0.0f);
+    if (bias) {
+      for (float* sum = sums; sum != sums + images * lines * line; sum += block) {
+        std::copy_n(bias + channel, count, sum);
+      }
+    }
+
+    // Adds the weights of tap row k and, where each stands alone, tap column w.
+    const auto add_taps = [&](std::int64_t c, std::int64_t k, std::int64_t w) {
+      const ConvAxis::Range seen = height.outputs(k, o0, o0 + lines);
+      ConvAxis::Range columns{0, width.in};
+      if (!together) columns = width.outputs(w, 0, width.out);
+      if (seen.size() <= 0 || columns.size() <= 0) return;
+      const float* const from = rows + ((b * height.kernel + k) * p.channels + c) * p.row() +
+                                (together ? 0 : width.kernel - 1 - w) * block;
+      const std::int64_t row = height.seen(seen.begin, k);
+      const std::int64_t column = together ? 0 : width.seen(columns.begin, w);
+      const std::int64_t at = together ? p.reached() : columns.begin;
+      RowSums lines_of_image{.lines = seen.size(),
+                             .cells = columns.size(),
+                             .words = pool,
+                             .bit_step = p.row(),
+                             .word_step = 0,
+                             .bits = nullptr,
+                             .line_bits = height.stride * width.in * pool,
+                             .cell_bits = (together ? 1 : width.stride) * pool,
+                             .sums = nullptr,
+                             .line_sums = line,
+                             .cell_sums = block};
+      const std::int64_t of_image = p.positions() * pool;
+      const std::uint64_t* const bits = words + (c / kWord * p.images + n0) * of_image;
+      // Where images have one line, or all of theirs are seen, they follow each other.
+      const bool all_seen = seen.size() == height.in && lines == height.in && height.stride == 1;
+      const bool as_one = lines == 1 || all_seen;
+      if (lines == 1) lines_of_image.line_bits = of_image;
+      if (as_one) lines_of_image.lines *= images;
+      for (std::int64_t n = 0; n < (as_one ? 1 : images); ++n) {
+        lines_of_image.bits = bits + n * of_image + (row * width.in + column) * pool;
+        lines_of_image.sums = sums + (n * lines + seen.begin - o0) * line + at * block;
+        add_rows(together ? p.row() : block, from, lines_of_image);
+      }
+    };
+    for (std::int64_t c = 0; c < p.channels; c += kWord) {
+      for (std::int64_t k = 0; k < height.kernel; ++k) {
+        for (std::int64_t w = 0; w < (together ? 1 : width.kernel); ++w) add_taps(c, k, w);
+      }
+    }
+    for (std::int64_t n = 0; n < images; ++n) {
+      for (std::int64_t o = 0; o < lines; ++o) {
+        const float* const sum = sums + (n * lines + o) * line + left * block;
+        float* const row =
+            out + ((n0 + n) * height.out + o0 + o) * width.out * p.out_channels + channel;
+        for (std::int64_t x = 0; x < width.out; ++x) {
+          std::copy_n(sum + x * block, count, row + x * p.out_channels);
         }
       }
     }
@@ -348,21 +339,41 @@ std::int64_t stretches(const SpikeConv& p) {
   return (p.images * p.height.in + rows - 1) / rows;
 }
 
+std::int64_t channel_words(const SpikeConv& p) {
+  return stretches(p) * p.channels * Stretch::words(p);
+}
+
+void fill_channels(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* words,
+                   std::int64_t first, std::int64_t last) {
+  const std::int64_t of_channel = Stretch::words(p), columns = p.columns();
+  for (std::int64_t index = first; index < last; ++index) {
+    const Stretch stretch = Stretch::of(p, index);
+    std::uint64_t* const of_stretch = words + index * p.channels * of_channel;
+    std::fill_n(of_stretch, p.channels * of_channel, std::uint64_t{0});
+    stretch.for_each_image([&](std::int64_t n, std::int64_t begin, std::int64_t end) {
+      const std::int64_t start = stretch.slot(n, begin) * columns + p.reached();
+      for_each_spike(p, bits + n * p.bytes(), begin, end,
+                     [&](std::int64_t c, std::int64_t h, std::int64_t w) {
+                       const std::int64_t bit = start + (h - begin) * columns + w;
+                       of_stretch[c * of_channel + bit / kWord] |= std::uint64_t{1} << bit % kWord;
+                     });
+    });
+  }
+}
+
 std::int64_t weight_tasks(const SpikeConv& p) {
   return p.blocks() * ((p.channels + part_of_channels(p) - 1) / part_of_channels(p));
 }
 
-void spike_conv_weight(const SpikeConv& p, const Events& channels, const float* grad,
+void spike_conv_weight(const SpikeConv& p, const std::uint64_t* words, const float* grad,
                        const MapStrides& strides, float* grad_weight, std::int64_t first,
                        std::int64_t last) {
   const std::int64_t part = part_of_channels(p), parts = weight_tasks(p) / p.blocks(),
-                     count = stretches(p);
+                     count = stretches(p), of_words = Stretch::words(p);
   const std::int64_t taps = p.height.kernel, of_channel = taps * p.row();
-  const std::int64_t of_row = Stretch::columns(p) * p.block;
-  const std::int64_t most =
-      (Stretch::most_rows(p) / p.height.in + 2) * (taps - 1) + Stretch::most_rows(p);
-  Rows<float> memory(kRowUnit, (most * of_row + part * of_channel + kRowUnit - 1) / kRowUnit);
-  float* const gathered = memory.take(most * of_row / kRowUnit);
+  const std::int64_t of_row = p.columns() * p.block, most = Stretch::most_slots(p) * of_row;
+  Rows<float> memory(kRowUnit, (most + part * of_channel) / kRowUnit);
+  float* const gathered = memory.take(most / kRowUnit);
   float* const sums = memory.take(part * of_channel / kRowUnit);
   for (std::int64_t task = first; task < last; ++task) {
     const std::int64_t channel = task / parts * p.block;
@@ -373,13 +384,19 @@ void spike_conv_weight(const SpikeConv& p, const Events& channels, const float* 
     for (std::int64_t index = 0; index < count; ++index) {
       const Stretch stretch = Stretch::of(p, index);
       stretch.gather(grad, strides, channel, wide, gathered);
-      for (std::int64_t c = begin; c < end; ++c) {
-        const std::uint32_t* const starts = channels.starts + index * p.channels + c;
-        for (std::int64_t tap = 0; tap < taps; ++tap) {
-          const RowRun run{gathered + (taps - 1 - tap) * of_row, channels.offsets + starts[0],
-                           channels.offsets + starts[1]};
-          add_rows(p.row(), &run, 1, sums + (c - begin) * of_channel + tap * p.row());
-        }
+      for (std::int64_t tap = 0; tap < taps; ++tap) {
+        add_rows(p.row(), gathered + (taps - 1 - tap) * of_row,
+                 {.lines = 1,
+                  .cells = end - begin,
+                  .words = of_words,
+                  .bit_step = p.block,
+                  .word_step = kWord * p.block,
+                  .bits = words + (index * p.channels + begin) * of_words,
+                  .line_bits = 0,
+                  .cell_bits = of_words,
+                  .sums = sums + tap * p.row(),
+                  .line_sums = 0,
+                  .cell_sums = of_channel});
       }
     }
     const std::int64_t columns = p.width.kernel;

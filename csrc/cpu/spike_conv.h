@@ -2,6 +2,7 @@
 // was active, and rows of the output's gradient for the gradient of the weight.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace snnkern::cpu {
@@ -13,6 +14,17 @@ struct ConvAxis {
   // The input that tap k of output o sees.
   std::int64_t seen(std::int64_t o, std::int64_t k) const {
     return o * stride - padding + k * dilation;
+  }
+
+  struct Range {
+    std::int64_t begin, end;
+    std::int64_t size() const { return end - begin; }
+  };
+  // Of the outputs [begin, end) those for which tap k lies on the map.
+  Range outputs(std::int64_t k, std::int64_t begin, std::int64_t end) const {
+    while (begin < end && seen(begin, k) < 0) ++begin;
+    while (begin < end && seen(end - 1, k) >= in) --end;
+    return {begin, end};
   }
 };
 
@@ -29,6 +41,12 @@ struct SpikeConv {
   // Of an image's bits.
   std::int64_t bytes() const { return (positions() * pool_height * pool_width * channels + 7) / 8; }
   std::int64_t blocks() const { return (out_channels + block - 1) / block; }
+  // Columns to the left of the first output that some tap reaches, and columns of a map row with
+  // all that taps reach.
+  std::int64_t left() const { return std::max<std::int64_t>(0, width.kernel - 1 - width.padding); }
+  std::int64_t columns() const { return left() + std::max(width.out, width.in + width.padding); }
+  // Where the column that the last tap of input column 0 reaches lies among these.
+  std::int64_t reached() const { return left() + width.padding - (width.kernel - 1); }
   // From one input channel's weights of a row of taps to the next channel's.
   std::int64_t row() const { return width.kernel * block; }
   std::int64_t rows_size() const { return blocks() * height.kernel * channels * row(); }
@@ -43,41 +61,25 @@ std::int64_t count_bits(const std::uint8_t* bits, std::int64_t first, std::int64
 void spike_rows(const SpikeConv& p, const float* weight, float* rows, std::int64_t first,
                 std::int64_t last);
 
-// Where the bits of a batch are 1: for every cell, a group of channels at a position or a channel
-// in a stretch of map rows, offsets of what is to be summed. Cells of one part (image or stretch)
-// are neighbours, so that parts are counted and filled on their own.
-struct Events {
-  const std::uint32_t* starts;  // [cells + 1]
-  const std::uint32_t* offsets;
-};
+// Forward. Inputs as words of kWord channels, [group, image, height, width, position of the pool].
+std::int64_t input_words(const SpikeConv& p);
+// Images [first, last).
+void fill_inputs(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* words,
+                 std::int64_t first, std::int64_t last);
 
-// How the input channels and taps of a layer are cut, so that the weights of a pass stay in cache.
-struct SpikePasses {
-  std::int64_t channels;  // of a group
-  std::int64_t groups;
-  std::int64_t taps;  // rows of taps
-
-  static SpikePasses of(const SpikeConv& p);
-};
-
-// Forward, cells [image, position, group]: counts, to be summed up to starts, then offsets.
-void count_inputs(const SpikeConv& p, const std::uint8_t* bits, std::uint32_t* counts,
-                  std::int64_t first, std::int64_t last);
-void fill_inputs(const SpikeConv& p, const std::uint8_t* bits, const std::uint32_t* starts,
-                 std::uint32_t* offsets, std::int64_t first, std::int64_t last);
-
-// Output [image, height, width, out_channel] of tasks [first, last): blocks times images.
-// `bias` [out_channels] may be null.
-void spike_conv(const SpikeConv& p, const Events& inputs, const float* rows, const float* bias,
-                float* out, std::int64_t first, std::int64_t last);
+// Tasks: blocks of outputs times stretches of output rows.
+std::int64_t output_tasks(const SpikeConv& p);
+// Output [image, height, width, out_channel]. `bias` [out_channels] may be null.
+void spike_conv(const SpikeConv& p, const std::uint64_t* words, const float* rows,
+                const float* bias, float* out, std::int64_t first, std::int64_t last);
 
 // The weight's gradient, of stride and dilation 1. Stretches of map rows of the whole batch, whose
-// gradients stay in cache; cells [stretch, channel].
+// gradients stay in the first cache; their inputs as words of positions, [stretch, channel, word].
 std::int64_t stretches(const SpikeConv& p);
-void count_channels(const SpikeConv& p, const std::uint8_t* bits, std::uint32_t* counts,
-                    std::int64_t first, std::int64_t last);
-void fill_channels(const SpikeConv& p, const std::uint8_t* bits, const std::uint32_t* starts,
-                   std::uint32_t* offsets, std::int64_t first, std::int64_t last);
+std::int64_t channel_words(const SpikeConv& p);
+// Stretches [first, last).
+void fill_channels(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* words,
+                   std::int64_t first, std::int64_t last);
 
 // Tasks: blocks times parts of the channels.
 std::int64_t weight_tasks(const SpikeConv& p);
@@ -86,7 +88,7 @@ std::int64_t weight_tasks(const SpikeConv& p);
 struct MapStrides {
   std::int64_t image, channel, row, column;
 };
-void spike_conv_weight(const SpikeConv& p, const Events& channels, const float* grad,
+void spike_conv_weight(const SpikeConv& p, const std::uint64_t* words, const float* grad,
                        const MapStrides& strides, float* grad_weight, std::int64_t first,
                        std::int64_t last);
 

@@ -17,6 +17,9 @@ namespace snnkern::cpu {
 
 inline constexpr std::int64_t kCacheLine = 64;
 
+// Below this many neuron-steps a thread costs more than it brings.
+inline constexpr std::int64_t kGrain = 1 << 15;
+
 // Working memory for one tile, handed out row by row. A thread keeps it between calls: fresh pages
 // would cost more than the kernel.
 template <class F>

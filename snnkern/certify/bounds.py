@@ -15,6 +15,7 @@ from snnkern._checks import check_images, check_int, check_number
 from snnkern.certify import crown, exact, ibp, inputs, split
 from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding, evaluation_mode
+from snnkern.nn.reading import divided_by, runs_as
 from snnkern.reference import Interval
 
 Method = Literal["ibp", "crown", "best", "tight", "split"]
@@ -82,7 +83,7 @@ def _bounds(
         )
     _check_labels(y, lower.shape[0])
     encoder = network.encoder
-    coding = ibp.runs_as(encoder, RateCoding) and not encoder.is_relu
+    coding = runs_as(encoder, RateCoding) and not encoder.is_relu
     if coding != (draws is not None):
         raise ValueError(
             f"draws are {'not ' if draws is None else ''}given and the model's encoder is "
@@ -158,7 +159,7 @@ def network_of(model: nn.Module) -> SpikingNetwork:
         TypeError: it is none.
     """
     parts = ["normalize", "encoder", "layers", "readout"]
-    plain = isinstance(model, SpikingNetwork) and ibp.runs_as(model, SpikingNetwork)
+    plain = isinstance(model, SpikingNetwork) and runs_as(model, SpikingNetwork)
     if not plain or [name for name, _ in model.named_children()] != parts:
         raise TypeError(
             f"model is a {type(model).__name__}, expected a snnkern.models.SpikingNetwork that "
@@ -175,7 +176,7 @@ def layers_of(
 
     The budget has the spikes ``[T, N, ...]``, which of them may differ, and how many.
     """
-    plain = ibp.runs_as(network.layers, nn.Sequential)
+    plain = runs_as(network.layers, nn.Sequential)
     layers = list(network.layers.children()) if plain else [network.layers]
     return layers if budget is None else inputs.with_flips(layers, *budget)
 
@@ -243,7 +244,7 @@ def _margins(
 def _of_totals(total: Tensor, layers: list[nn.Module], readout: nn.Module, box: Interval) -> Tensor:
     """Margins as the readout makes them of bounds of their sums over time."""
     dtype = box.lower.dtype
-    divisor = ibp.divisor(readout, len(box.lower))
+    divisor = divided_by(readout, len(box.lower))
     if ibp.counts_spikes(layers):  # whole numbers, which the network divides as well
         return total.ceil().to(dtype) / divisor
     exact = total / divisor

@@ -25,6 +25,7 @@ from snnkern import functional, reference
 from snnkern.autograd import CHANNELS_LAST, is_constant
 from snnkern.certify import first, ibp, published
 from snnkern.nn import LIF, NormLIF, Residual, TimeDistributed
+from snnkern.nn.reading import flattened, runs_as, scale_and_shift
 from snnkern.reference import Interval
 
 # Numbers that the rows of one chunk may have in a layer.
@@ -192,7 +193,7 @@ def _shape_only(module: nn.Module, box: Interval) -> Traced:
     """Of modules that move numbers and change none."""
     after = ibp.propagate(module, box)
     inner = module.module if isinstance(module, TimeDistributed) else module
-    if not any(ibp.runs_as(inner, kind) for kind in ibp.SHAPE_ONLY):
+    if not any(runs_as(inner, kind) for kind in ibp.SHAPE_ONLY):
         raise TypeError(
             f"model holds a {type(inner).__name__} where S-CROWN has no rule for it; expected it "
             "in a TimeDistributed, or method='ibp'"
@@ -206,10 +207,10 @@ def _shape_only(module: nn.Module, box: Interval) -> Traced:
 
 
 def _time_distributed(module: TimeDistributed, box: Interval, options: Options) -> Traced:
-    if ibp.runs_as(module.module, nn.Sequential):
+    if runs_as(module.module, nn.Sequential):
         return _chain([TimeDistributed(part) for part in module.module], box, options)
     for kind, describe in ibp.AFFINE.items():
-        if ibp.runs_as(module.module, kind):
+        if runs_as(module.module, kind):
             return _affine(module, describe(module.module), box, options)
     return _shape_only(module, box)
 
@@ -377,7 +378,7 @@ def _behind(traced: Traced, before: Backward | None) -> Traced:
 
 def _norm(layer: NormLIF, box: Interval) -> tuple[Interval, Backward]:
     """What the neurons of a normalised layer see, and the way back through scale and shift."""
-    scale, shift = (t[:, *(None,) * (box.lower.dim() - 3)] for t in ibp.scale_and_shift(layer))
+    scale, shift = (t[:, *(None,) * (box.lower.dim() - 3)] for t in scale_and_shift(layer))
     size = scale.abs() * _reach(box) + shift.abs()
     unit = torch.finfo(box.lower.dtype).eps
 
@@ -408,7 +409,7 @@ def _chain(
     widest = box.lower.numel()
     fired = False
     for module in modules:
-        neurons = ibp.runs_as(module, LIF) or ibp.runs_as(module, NormLIF)
+        neurons = runs_as(module, LIF) or runs_as(module, NormLIF)
         anew = fired and neurons and least is not None
         if anew and isinstance(module, LIF) and not module.is_relu:
             through = _one_after_the_other(list(steps))
@@ -527,13 +528,13 @@ def trace(module: nn.Module, box: Interval, options: Options) -> Traced:
     Raises:
         TypeError: there is no rule for the module.
     """
-    if ibp.runs_as(module, nn.Sequential):
+    if runs_as(module, nn.Sequential):
         return _chain(list(module), box, options)
-    if ibp.runs_as(module, TimeDistributed):
+    if runs_as(module, TimeDistributed):
         return _time_distributed(module, box, options)
-    if ibp.runs_as(module, Residual):
+    if runs_as(module, Residual):
         return _residual(module, box, options)
-    if ibp.runs_as(module, LIF) or ibp.runs_as(module, NormLIF):
+    if runs_as(module, LIF) or runs_as(module, NormLIF):
         return _neurons(module, box, options)
     if isinstance(module, nn.Linear):  # the same along time as by itself
         return _time_distributed(TimeDistributed(module), box, options)
@@ -611,7 +612,7 @@ def _optimised(value: Callable[[Tensor], Tensor], rows: Tensor, slopes: Slopes) 
 
 def width(layers: list[nn.Module], box: Interval) -> int:
     """The most numbers in a layer."""
-    return _chain(ibp.flattened(ibp.split_head(layers)[1]), box, TIGHT).width
+    return _chain(flattened(ibp.split_head(layers)[1]), box, TIGHT).width
 
 
 def totals(
@@ -634,7 +635,7 @@ def totals(
     def lowest(lines: Tensor) -> Tensor:
         return least(lines) if least else least_in_box(lines, box, options)
 
-    traced = _chain(ibp.flattened(before), box, options, lowest if options.membranes else None)
+    traced = _chain(flattened(before), box, options, lowest if options.membranes else None)
     target = head(traced.box, y)
     if only is not None:
         target = ibp.Target(*(t[torch.arange(len(only)), only][:, None] for t in target))

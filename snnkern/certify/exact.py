@@ -26,6 +26,7 @@ from snnkern import functional, reference
 from snnkern.certify import ibp
 from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF, Direct, NormLIF, TimeDistributed, evaluation_mode
+from snnkern.nn.reading import divided_by, flattened, runs_as, scale_and_shift
 from snnkern.reference import Interval
 
 # What HiGHS may be off by.
@@ -98,11 +99,11 @@ def margins(
             "method='exact' solves mixed-integer programs with SciPy, which is not installed: "
             "`pip install scipy`"
         ) from error
-    if not ibp.runs_as(model.encoder, Direct) or model.encoder.is_relu:
+    if not runs_as(model.encoder, Direct) or model.encoder.is_relu:
         raise TypeError(
             f"model has the encoder {model.encoder}, expected Direct of a spiking network"
         )
-    if not ibp.runs_as(model.layers, nn.Sequential):
+    if not runs_as(model.layers, nn.Sequential):
         raise TypeError(
             f"model has a {type(model.layers).__name__} of layers, expected nn.Sequential"
         )
@@ -138,7 +139,7 @@ def _of_image(
         assert isinstance(final, TimeDistributed)
         if (bias := getattr(final.module, "bias", None)) is not None:
             constant = T * (bias[y] - bias[ibp.other_classes(y, len(bias))[0]])
-    divisor = ibp.divisor(double.readout, T)
+    divisor = divided_by(double.readout, T)
     others = ibp.other_classes(y, weights.shape[0] + 1)[0]
     lowest = torch.full((len(others),), math.inf, dtype=torch.float64)
     reached = lowest.clone()
@@ -174,8 +175,8 @@ def _written_down(
     parts: list[Callable[[Tensor], Tensor]] = [net.normalize]
     features = box.lower.shape[1:]
     seen = ibp.propagate(net.encoder, ibp.propagate(net.normalize, box))
-    for layer in ibp.flattened(layers):
-        if not (ibp.runs_as(layer, LIF) or ibp.runs_as(layer, NormLIF)):
+    for layer in flattened(layers):
+        if not (runs_as(layer, LIF) or runs_as(layer, NormLIF)):
             if any(isinstance(part, LIF) for part in layer.modules()):
                 raise TypeError(
                     f"model holds a {type(layer).__name__} with neurons in it, expected layers one "
@@ -185,7 +186,7 @@ def _written_down(
             seen = ibp.propagate(layer, seen)
             continue
         if isinstance(layer, NormLIF):
-            scale, shift = ibp.scale_and_shift(layer)
+            scale, shift = scale_and_shift(layer)
             shape = (-1, *(1,) * (seen.lower.dim() - 3))
             parts.append(_scaling(scale.view(shape), shift.view(shape)))
             before_neurons = ibp.scaled(layer, seen)
@@ -229,7 +230,7 @@ def _written_down(
         parts = []
     if not chain:
         raise TypeError("model has no spiking neurons, expected some before its readout")
-    if any(not ibp.runs_as(p, nn.Identity) for p in parts if isinstance(p, nn.Module)):
+    if any(not runs_as(p, nn.Identity) for p in parts if isinstance(p, nn.Module)):
         raise TypeError("model has layers between its last neurons and its last linear layer")
     return chain, seen
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,13 @@ from snnkern.nn import (
     LIF,
     Direct,
     Events,
-    MeanReadout,
     NormLIF,
     Residual,
     SharedDropout,
-    SumReadout,
     TimeDistributed,
     packed,
 )
+from snnkern.nn.reading import divided_by, runs_as, scale_and_shift
 from snnkern.reference import Interval
 
 
@@ -180,22 +179,6 @@ AFFINE: dict[type[nn.Module], Callable[[Any], Affine]] = {
     packed.Conv2d: conv,
     packed.AvgPool2d: avg_pool,
 }
-
-
-def scale_and_shift(
-    layer: NormLIF | nn.BatchNorm1d | nn.BatchNorm2d,
-) -> tuple[Tensor, Tensor]:
-    """What a normalised layer multiplies and adds per channel, as it computes them."""
-    mean, var = layer.running_mean, layer.running_var
-    if layer.training or mean is None or var is None:
-        raise TypeError(
-            f"model holds a {type(layer).__name__} without running statistics or in training, "
-            "expected one whose "
-            "output does not depend on the batch"
-        )
-    inverse = torch.rsqrt(var + layer.eps)
-    scale = inverse if layer.weight is None else layer.weight * inverse
-    return scale, (0.0 if layer.bias is None else layer.bias) - mean * scale
 
 
 def scaled(layer: NormLIF, box: Interval) -> Interval:
@@ -350,16 +333,6 @@ RULES: dict[type[nn.Module], Rule] = {
 }
 
 
-M = TypeVar("M", bound=nn.Module)
-
-
-def runs_as(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
-    """Whether ``module`` computes what its class ``kind`` says: no other forward, and no hooks."""
-    own = isinstance(module, kind) and type(module).forward is kind.forward
-    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-    return own and not changed
-
-
 def propagate(module: nn.Module, box: Interval) -> Interval:
     """Bounds of what ``module`` makes of any input in ``box``, in evaluation mode.
 
@@ -394,19 +367,6 @@ def other_classes(y: Tensor, num_classes: int) -> Tensor:
         )
     every = torch.arange(num_classes, device=y.device).expand(len(y), -1)
     return every[every != y[:, None]].view(len(y), -1)
-
-
-def flattened(layers: list[nn.Module]) -> list[nn.Module]:
-    """The layers without the containers that run them one after the other."""
-    flat: list[nn.Module] = []
-    for layer in layers:
-        if runs_as(layer, nn.Sequential):
-            flat += flattened(list(layer))
-        elif runs_as(layer, TimeDistributed) and runs_as(layer.module, nn.Sequential):
-            flat += flattened([TimeDistributed(part) for part in layer.module])
-        else:
-            flat.append(layer)
-    return flat
 
 
 class Target(NamedTuple):
@@ -468,15 +428,6 @@ def counts_spikes(layers: list[nn.Module]) -> bool:
     return runs_as(layers[-1], LIF)
 
 
-def divisor(readout: nn.Module, timesteps: int) -> int:
-    """By what a readout divides the sum over time."""
-    if runs_as(readout, SumReadout):
-        return 1
-    if runs_as(readout, MeanReadout):
-        return timesteps
-    raise TypeError(f"model ends in a {type(readout).__name__}, expected MeanReadout or SumReadout")
-
-
 def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tensor) -> Tensor:
     """Lower bounds of the margins ``logit[y] - logit[j]``, ``[N, K - 1]``, j ascending without y.
 
@@ -490,4 +441,4 @@ def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tenso
     counts = box.map(lambda t: t.sum(0))
     lower = torch.einsum("nkf,nf->nk", target.weights.clamp(min=0), counts.lower)
     lower = lower + torch.einsum("nkf,nf->nk", target.weights.clamp(max=0), counts.upper)
-    return (lower + target.constant) / divisor(readout, timesteps)
+    return (lower + target.constant) / divided_by(readout, timesteps)

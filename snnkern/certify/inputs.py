@@ -9,6 +9,7 @@ from snnkern import reference
 from snnkern.certify import ibp
 from snnkern.certify.crown import Least
 from snnkern.nn import RateCoding, TimeDistributed
+from snnkern.nn.reading import flattened, runs_as
 from snnkern.reference import Interval
 
 
@@ -69,10 +70,10 @@ def with_flips(
     layers: list[nn.Module], spikes: Tensor, free: Tensor, flips: int
 ) -> list[nn.Module]:
     """The layers, whose first linear layer or convolution knows how many spikes may differ."""
-    flat = ibp.flattened(layers)
+    flat = flattened(layers)
     for number, layer in enumerate(flat):
         inner = layer.module if isinstance(layer, TimeDistributed) else layer
-        if any(ibp.runs_as(inner, kind) for kind in ibp.SHAPE_ONLY):
+        if any(runs_as(inner, kind) for kind in ibp.SHAPE_ONLY):
             spikes, free = (ibp.propagate(layer, Interval(t, t)).lower for t in (spikes, free))
         elif isinstance(layer, TimeDistributed) and ibp.counts_flips(inner):
             return [*flat[:number], ibp.Budgeted(inner, spikes, free, flips), *flat[number + 1 :]]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from snnkern._checks import check_images, check_int, check_number
-from snnkern.certify import ibp
 from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import RateCoding, evaluation_mode
+from snnkern.nn.reading import runs_as
 
 ABSTAINED = -1
 
@@ -78,14 +78,14 @@ def smooth(
     check_int("selection", selection, 1)
     check_number("alpha", alpha, low=0, high=1, open_low=True)
     encoder, normalize = model.encoder, model.normalize
-    if not ibp.runs_as(encoder, RateCoding) or encoder.is_relu:
+    if not runs_as(encoder, RateCoding) or encoder.is_relu:
         raise TypeError(f"model has the encoder {encoder}, expected RateCoding")
     if encoder.bits is not None:
         raise ValueError(
             f"model has the encoder {encoder}, expected one without bits: rates that jump have no "
             "radius"
         )
-    if not ibp.runs_as(normalize, Normalize):
+    if not runs_as(normalize, Normalize):
         raise TypeError(f"model normalises by {type(normalize).__name__}, expected Normalize")
     with torch.no_grad(), evaluation_mode(model):
         pixels = normalize(x)

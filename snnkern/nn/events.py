@@ -11,10 +11,10 @@ from torch import Tensor
 from snnkern import _load
 
 # What things cost in dense products, for which oneDNN is near the peak of a core. A product by
-# events: its row comes from the second cache. An input: it is packed, unpacked and listed. A weight
-# of a convolution, or of a linear layer, whose dense products wait for memory: it is brought into
-# the order in which events read.
-EVENT_COST, INPUT_COST, ROW_COSTS = 3.0, 40.0, {4: 150.0, 2: 60.0}
+# events, and one that was not: the sums of 64 channels are loaded and stored together. An input: it
+# is packed, unpacked and gathered. A weight, in training: it is brought into the order that events
+# read.
+EVENT_COST, IDLE_COST, INPUT_COST, ROW_COST = 1.1, 0.12, 40.0, 100.0
 # Of the dense time, events have to promise less than this.
 WORTH = 0.85
 # Dense products that are over before anything has been looked at.
@@ -50,12 +50,20 @@ def is_watched() -> bool:
     )
 
 
-def limit(x: Tensor, weight: Tensor, positions: int, fresh_rows: bool) -> float:
-    """The density of ``x`` below which events pay, for a layer of so many output positions."""
-    cost = INPUT_COST * x.numel()
-    if fresh_rows:
-        cost += ROW_COSTS[weight.dim()] * weight.numel()
-    return max(0.0, (WORTH - cost / (positions * weight.numel())) / EVENT_COST)
+def share(density: float, channels: int) -> float:
+    """The time of sums by events over that of dense products."""
+    return EVENT_COST * density + IDLE_COST * (-(-channels // 64) * 64 / channels)
+
+
+def limit(x: Tensor, weight: Tensor, positions: int, trains: bool) -> float:
+    """The density of ``x`` below which events pay, for a layer of so many output positions.
+
+    In training rows are made anew, and both output and gradient of the weight go by events.
+    """
+    cost, products = INPUT_COST * x.numel(), positions * weight.numel()
+    if trains:
+        cost, products = cost + ROW_COST * weight.numel(), 2 * products
+    return max(0.0, (WORTH - share(0.0, x.shape[1]) - cost / products) / EVENT_COST)
 
 
 def is_promising(x: Tensor, below: float) -> bool:

@@ -117,8 +117,8 @@ class EventDriven(SpikeInput):
             self.choice.never(reason)
             return self._pack(x) if learns else None, False
         # The mode, not `learns`: a checkpoint's two passes are to choose alike.
-        fresh_rows = self.training and weight.requires_grad
-        below = events.limit(x, weight, positions, fresh_rows)
+        trains = self.training and weight.requires_grad
+        below = events.limit(x, weight, positions, trains)
         if not learns and not events.is_promising(x, below):
             self.choice.never(f"density of some images not below {below:.3f}")
             return None, False

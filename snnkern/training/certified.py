@@ -18,6 +18,7 @@ from snnkern.certify.crown import Least, Options, totals
 from snnkern.certify.published import published_gradient
 from snnkern.models import SpikingNetwork
 from snnkern.nn import Events, RateCoding, evaluation_mode
+from snnkern.nn.reading import divided_by, runs_as
 from snnkern.reference import Interval
 from snnkern.training.method import Losses, Memory, Method
 
@@ -172,7 +173,7 @@ class Certified(Method):
                 parts.append((1 - share) * ibp.margins(layers, network.readout, box, y))
             if share > 0:
                 total = totals(layers, box, y, OPTIONS[self.relaxation], least).to(box.lower.dtype)
-                parts.append(share * total / ibp.divisor(network.readout, self.timesteps))
+                parts.append(share * total / divided_by(network.readout, self.timesteps))
         return torch.stack(parts).sum(0)
 
     def perturbed(
@@ -193,7 +194,7 @@ class Certified(Method):
         box = Interval(x - eps, x + eps)
         box = box.map(lambda t: t.clamp(0, 1)) if self.clip else box
         pixels = ibp.propagate(network.normalize, box)
-        if ibp.runs_as(encoder, RateCoding):
+        if runs_as(encoder, RateCoding):
             return Perturbed(inputs.coded(encoder, pixels, self._draws(x, noise)))
         held = ibp.propagate(encoder, pixels)
         return Perturbed(held.map(lambda t: t[:1].expand(self.timesteps, *t.shape[1:])))

@@ -1,0 +1,58 @@
+"""What modules compute, for those who read a network instead of running it."""
+
+from __future__ import annotations
+
+from typing import TypeGuard, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from snnkern.nn.norm import NormLIF
+from snnkern.nn.time import MeanReadout, SumReadout, TimeDistributed
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def runs_as(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
+    """Whether ``module`` computes what its class ``kind`` says: no other forward, and no hooks."""
+    own = isinstance(module, kind) and type(module).forward is kind.forward
+    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    return own and not changed
+
+
+def flattened(layers: list[nn.Module]) -> list[nn.Module]:
+    """The layers without the containers that run them one after the other."""
+    flat: list[nn.Module] = []
+    for layer in layers:
+        if runs_as(layer, nn.Sequential):
+            flat += flattened(list(layer))
+        elif runs_as(layer, TimeDistributed) and runs_as(layer.module, nn.Sequential):
+            flat += flattened([TimeDistributed(part) for part in layer.module])
+        else:
+            flat.append(layer)
+    return flat
+
+
+def scale_and_shift(
+    layer: NormLIF | nn.BatchNorm1d | nn.BatchNorm2d,
+) -> tuple[Tensor, Tensor]:
+    """What a normalised layer multiplies and adds per channel, as it computes them."""
+    mean, var = layer.running_mean, layer.running_var
+    if layer.training or mean is None or var is None:
+        raise TypeError(
+            f"model holds a {type(layer).__name__} without running statistics or in training, "
+            "expected one whose "
+            "output does not depend on the batch"
+        )
+    inverse = torch.rsqrt(var + layer.eps)
+    scale = inverse if layer.weight is None else layer.weight * inverse
+    return scale, (0.0 if layer.bias is None else layer.bias) - mean * scale
+
+
+def divided_by(readout: nn.Module, timesteps: int) -> int:
+    """By what a readout divides the sum over time."""
+    if runs_as(readout, SumReadout):
+        return 1
+    if runs_as(readout, MeanReadout):
+        return timesteps
+    raise TypeError(f"model ends in a {type(readout).__name__}, expected MeanReadout or SumReadout")
