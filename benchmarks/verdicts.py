@@ -2,33 +2,34 @@
 
     python -m benchmarks.verdicts --save-results
 
-trains convolutional networks on the digits of scikit-learn, naturally, by SNN-RAT and with S-IBP
-bounds, and attacks them by every single attack, by the 19 surrogates of Ozdenizci & Legenstein, by
-the standard version of AutoAttack (pyautoattack) and by our own strongest, which should be at or
-below all of them. On a network of 32 hidden neurons mixed-integer programming says what is true.
+trains convolutional networks on the digits of scikit-learn by the recipes digits_natural,
+digits_rat and digits_ibp, and attacks them by every single attack, by the 19 surrogates of
+Ozdenizci & Legenstein, by the standard version of AutoAttack (pyautoattack) and by our own
+strongest, which should be at or below all of them. On networks of 32 hidden neurons, by the recipes
+digits_fc_*, mixed-integer programming says what is true. Every training keeps a run folder: the
+same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import comparison
 from benchmarks.comparison import RESULTS
+from benchmarks.robustness import trained
 from snnkern import data
 from snnkern.attacks import (
     APGD,
     FGSM,
     PGD,
-    RFGSM,
     SAPGD,
     Attack,
     Ensemble,
@@ -38,66 +39,36 @@ from snnkern.attacks import (
     strongest,
 )
 from snnkern.attacks.losses import decide
-from snnkern.certify import ibp, verify
-from snnkern.models import SpikingNetwork, conv_net, fc_net
-from snnkern.reference import Interval
+from snnkern.certify import verify
+from snnkern.models import SpikingNetwork
 from snnkern.report.table import Cell, Table, percent
-from snnkern.training import RAT, AdversarialTraining, Method, Natural, fit
-from snnkern.training.method import Losses, Memory
+from snnkern.training.recipe import Recipe
 
 STRONGEST, AUTOATTACK = "strongest (snnkern.attacks.strongest)", "AutoAttack, standard"
 EPS = 0.05
+CONVOLUTIONAL = {"natural": "digits_natural", "SNN-RAT": "digits_rat", "certified": "digits_ibp"}
+SMALL = {
+    "natural": "digits_fc_natural",
+    "adversarial": "digits_fc_at",
+    "certified": "digits_fc_ibp",
+}
 # Seconds for one margin of the exact verifier.
 TIME_LIMIT = 30.0
 
 
-@dataclass(frozen=True)
-class Certified(Method):
-    """Cross entropy of the images and of their S-IBP margins, half each at the end of a ramp."""
-
-    eps: float
-    ramp: int  # batches until both have their size
-
-    def losses(self, model: Any, x: Tensor, y: Tensor, memory: Memory) -> Losses:
-        """The sum of both, weighted."""
-        seen = memory.tensors.setdefault("batches", torch.zeros(()))
-        share = min(1.0, seen.item() / self.ramp)
-        seen += 1
-        logits = model(x)
-        around = Interval(*((x + side * share * self.eps).clamp(0, 1) for side in (-1, 1)))
-        box = ibp.propagate(model.encoder, ibp.propagate(model.normalize, around))
-        margins = ibp.margins(list(model.layers.children()), model.readout, box, y)
-        worst = F.pad(-margins, (1, 0))
-        bound = F.cross_entropy(worst, torch.zeros_like(y))
-        yield (1 - share / 2) * F.cross_entropy(logits, y) + share / 2 * bound, logits
+def recipe_of_small(name: str) -> Recipe:
+    """A recipe for 64-32-10 with T = 3: small enough for the exact verifier."""
+    settings = Recipe.load(name).settings
+    changed = {"model": settings["model"] | {"timesteps": 3}}
+    if "timesteps" in settings["method"]:
+        changed["method"] = settings["method"] | {"timesteps": 3}
+    return Recipe.of(f"{name}_t3", settings | changed)
 
 
-def convolutional() -> SpikingNetwork:
-    """That of the recipes ``digits_*``."""
-    return conv_net(
-        timesteps=8,
-        input_shape=(1, 8, 8),
-        channels=(16, 32),
-        hidden=(64,),
-        leak=0.25,
-        threshold=0.25,
-    )
-
-
-def small() -> SpikingNetwork:
-    """64-32-10, T = 3: small enough for the exact verifier."""
-    return fc_net(timesteps=3, input_shape=(1, 8, 8), hidden=(32,), leak=0.5, threshold=0.5)
-
-
-def trained(
-    make: Callable[[], SpikingNetwork], method: Method, seed: int, epochs: int
-) -> SpikingNetwork:
-    """A network of this method."""
-    torch.manual_seed(seed)
-    model = make()
-    batches = data.loader(data.digits().train, shuffle=True, seed=seed)
-    optimiser = torch.optim.Adam(model.parameters(), lr=4e-3)
-    fit(model, batches, method, epochs=epochs, optimizer=optimiser, progress=False)
+def network_of(recipe: Recipe, seed: int, epochs: int | None, folder: Path) -> SpikingNetwork:
+    """The trained network of a recipe."""
+    model = trained(recipe, seed, epochs, folder)
+    assert isinstance(model, SpikingNetwork)
     return model
 
 
@@ -219,41 +190,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--seed", type=int, default=0, help="of weights and attacks (default: 0)")
-    add("--epochs", type=int, default=30, help="of every training (default: 30)")
+    add("--epochs", type=int, help="of every training, instead of the recipes'")
     add("--images", type=int, default=100, help="test images to attack (default: 100)")
     add("--small-images", type=int, default=60, help="those of the small network (default: 60)")
     add("--eps", type=float, default=EPS, help=f"size of the attacks (default: {EPS})")
+    add("--folder", type=Path, help="of the runs; in runs/, named after the commit, unless given")
     add("--quiet", action="store_true", help="no progress bar")
     add("--save-results", action="store_true", help="write the tables to benchmarks/results")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     about = comparison.facts("python", "-m", "benchmarks.verdicts", *given)
     torch.set_num_threads(1)  # layers this small lose more to threads than they gain
-    eps, seed, epochs = options.eps, options.seed, options.epochs
+    eps, seed = options.eps, options.seed
+    folder = options.folder or Path("runs") / f"verdicts-{about['commit'][:12]}"
     x, y = data.digits().test.tensors
-    ramp = 12 * epochs  # half of all batches
-    convolved: dict[str, Method] = {
-        "natural": Natural(),
-        "SNN-RAT": RAT(eps=2 * eps, beta=2e-4),
-        "certified": Certified(eps, ramp),
-    }
-    exactly: dict[str, Method] = {
-        "natural": Natural(),
-        "adversarial": AdversarialTraining(eps, attack=RFGSM(eps)),
-        "certified": Certified(eps, ramp),
-    }
     large, little = {}, {}
-    steps = len(convolved) * (len(single_attacks(eps)) + 3) + 3 * len(exactly)
+    steps = len(CONVOLUTIONAL) * (len(single_attacks(eps)) + 3) + 3 * len(SMALL)
     with tqdm(total=steps, unit="step", disable=options.quiet) as bar:
-        for name, method in convolved.items():
+        for name, recipe in CONVOLUTIONAL.items():
             bar.set_postfix_str(f"train {name}")
-            model = trained(convolutional, method, seed, epochs)
+            model = network_of(Recipe.load(recipe), seed, options.epochs, folder)
             bar.update()
             count = options.images
             large[name] = compared(model, x[:count], y[:count], eps, seed, bar)
-        for name, method in exactly.items():
+        for name, recipe in SMALL.items():
             bar.set_postfix_str(f"train small {name}")
-            model = trained(small, method, seed, epochs)
+            model = network_of(recipe_of_small(recipe), seed, options.epochs, folder)
             bar.update()
             count = options.small_images
             little[name] = against_the_truth(model, x[:count], y[:count], eps, seed, bar)

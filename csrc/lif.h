@@ -85,9 +85,10 @@ struct LifForward {
   Dtype spike_dtype;         // that of x, bytes or bits
   std::int64_t spikes_step;  // elements from one step of spikes to the next
   std::int64_t spikes_sample;
-  void* spikes;  // [timesteps, neurons]
-  F* state;      // [neurons], or null: not wanted
-  F* current;    // [neurons], or null: not wanted
+  void* spikes;            // [timesteps, neurons]
+  F* state;                // [neurons], or null: not wanted
+  F* current;              // [neurons], or null: not wanted
+  bool membranes = false;  // leave membranes before reset in place of spikes; spike_dtype is F's
 };
 
 // One surrogate, and whom it serves.
@@ -116,6 +117,11 @@ struct LifBackward {
   const SurrogateChoice* surrogates;
   std::int64_t samples;
   std::int64_t sample_stride;
+  // ds/dz of every step in place of a surrogate's, or null. Where the neurons look at the state
+  // before the first step, that one's lies a step before.
+  const F* derivatives;           // [timesteps, neurons]
+  std::int64_t derivatives_step;  // elements from one step to the next; 0 where constant
+  std::int64_t derivatives_sample;
   bool sum_over_time;  // grad_x is [1, neurons], summed over the steps
   void* grad_x;        // [timesteps, neurons]; with affine: of what the neurons see
   std::int64_t grad_x_step;

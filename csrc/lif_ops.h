@@ -51,6 +51,11 @@ struct NeuronArguments {
   double v_reset;
   bool strict, delayed_spike;
 
+  // Whether the state before the first step may fire.
+  bool looks_at_start() const {
+    return reset == static_cast<int64_t>(Reset::kDelayedSoft) || delayed_spike;
+  }
+
   template <class F>
   LifDynamics<F> dynamics(const Tensor& x, const StepLayout& layout) const {
     STD_TORCH_CHECK(charge >= 0 && charge <= static_cast<int64_t>(Charge::kDecay) && reset >= 0 &&
@@ -113,7 +118,7 @@ inline Tensor nothing(ScalarType dtype, const Tensor& like) {
 }
 
 // Formats of spikes, in the order of snnkern.reference.SPIKE_FORMATS.
-enum class SpikeFormat : int64_t { kInput = 0, kUint8 = 1, kBits = 2 };
+enum class SpikeFormat : int64_t { kInput = 0, kUint8 = 1, kBits = 2, kMembranes = 3 };
 
 using Spikes = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -130,7 +135,7 @@ Spikes forward(const Tensor& x, int64_t held, const OptionalTensor& scale,
   const Device device(x);
   const int64_t timesteps = timesteps_of(x, held);
   const auto format = static_cast<SpikeFormat>(spike_format);
-  STD_TORCH_CHECK(spike_format >= 0 && spike_format <= 2, "snnkern: unknown spike format ",
+  STD_TORCH_CHECK(spike_format >= 0 && spike_format <= 3, "snnkern: unknown spike format ",
                   spike_format);
   const StepLayout layout = layout_of<Device>(x, !scale && !held && format != SpikeFormat::kBits);
   const Tensor steps = layout.steps(x);
@@ -138,11 +143,13 @@ Spikes forward(const Tensor& x, int64_t held, const OptionalTensor& scale,
   const OptionalTensor current = state_in(neurons.current_init, x, layout);
   const ScalarType state_type = state_type_of(x);
   const int64_t bytes = (layout.numel() + 7) / 8;
-  Tensor spikes =
-      format == SpikeFormat::kBits
-          ? empty_strided({timesteps, bytes}, {bytes, 1}, ScalarType::Byte, x)
-          : layout.empty_steps(
-                timesteps, format == SpikeFormat::kUint8 ? ScalarType::Byte : x.scalar_type(), x);
+  Tensor spikes = format == SpikeFormat::kBits
+                      ? empty_strided({timesteps, bytes}, {bytes, 1}, ScalarType::Byte, x)
+                      : layout.empty_steps(timesteps,
+                                           format == SpikeFormat::kUint8       ? ScalarType::Byte
+                                           : format == SpikeFormat::kMembranes ? state_type
+                                                                               : x.scalar_type(),
+                                           x);
   Tensor state = return_state ? layout.empty_step(state_type, x) : nothing(state_type, x);
   const bool return_current = return_state && neurons.synapse != 0;
   Tensor final_current = return_current ? layout.empty_step(state_type, x) : nothing(state_type, x);
@@ -154,14 +161,16 @@ Spikes forward(const Tensor& x, int64_t held, const OptionalTensor& scale,
         steps.const_data_ptr(),
         data_or_null<F>(init),
         data_or_null<F>(current),
-        format == SpikeFormat::kBits    ? Dtype::kBit
-        : format == SpikeFormat::kUint8 ? Dtype::kUint8
-                                        : dtype_of(x),
+        format == SpikeFormat::kBits        ? Dtype::kBit
+        : format == SpikeFormat::kUint8     ? Dtype::kUint8
+        : format == SpikeFormat::kMembranes ? (sizeof(F) == 8 ? Dtype::kFloat64 : Dtype::kFloat32)
+                                            : dtype_of(x),
         format == SpikeFormat::kBits ? 8 * bytes : spikes.stride(0),
         layout.sample_step(spikes),
         spikes.mutable_data_ptr(),
         return_state ? static_cast<F*>(state.mutable_data_ptr()) : nullptr,
         return_current ? static_cast<F*>(final_current.mutable_data_ptr()) : nullptr,
+        format == SpikeFormat::kMembranes,
     };
     device.forward(p);
   });
@@ -213,6 +222,17 @@ struct SurrogateArguments {
   const std::vector<double>& args;
   bool normalized;
   const OptionalTensor& table;
+  const OptionalTensor& derivatives;
+
+  // Of every step, in the layout of those of x; see LifBackward.
+  OptionalTensor given(const Tensor& x, const StepLayout& layout, int64_t steps) const {
+    if (!derivatives) return std::nullopt;
+    STD_TORCH_CHECK(!table && derivatives->scalar_type() == state_type_of(x) &&
+                        layout.has_shape_of(*derivatives, 1) && derivatives->size(0) == steps,
+                    "snnkern: derivatives need the dtype of the state and the shape of ", steps,
+                    " steps, and no surrogates of single samples beside them");
+    return layout.steps(*derivatives);
+  }
 };
 
 // A normalised input, see Affine and NormSums.
@@ -276,6 +296,9 @@ Gradients backward(const Tensor& grad_spikes, const OptionalTensor& grad_state,
   const Tensor grads = layout.steps(grad_spikes);
   const OptionalTensor init = state_in(neurons.v_init, x, layout);
   const OptionalTensor current = state_in(neurons.current_init, x, layout);
+  const int64_t before = neurons.looks_at_start() ? 1 : 0;
+  const OptionalTensor derivatives = surrogate.given(x, layout, timesteps + before);
+  const int64_t derivatives_step = derivatives ? time_stride(*derivatives) : 0;
   const OptionalTensor grad_final = state_in(grad_state, x, layout);
   const OptionalTensor grad_final_current = state_in(grad_current, x, layout);
   const ScalarType state_type = state_type_of(x);
@@ -323,6 +346,9 @@ Gradients backward(const Tensor& grad_spikes, const OptionalTensor& grad_state,
             &choice,
             1,
             layout.sample_stride(),
+            derivatives ? data_or_null<F>(derivatives) + before * derivatives_step : nullptr,
+            derivatives_step,
+            derivatives ? layout.sample_step(*derivatives) : 0,
             held != 0,
             out.x.mutable_data_ptr(),
             out.x.stride(0),
@@ -351,13 +377,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lif_backward_op(
     const OptionalTensor& current_init, int64_t charge, double v_rest, double gain, int64_t synapse,
     int64_t reset, double v_reset, bool strict, bool delayed_spike, bool detach_reset,
     int64_t surrogate, const std::vector<double>& surrogate_args, bool normalized,
-    const OptionalTensor& surrogate_table, bool parameter_gradients) {
+    const OptionalTensor& surrogate_table, const OptionalTensor& derivatives,
+    bool parameter_gradients) {
   const OptionalTensor none;
   const Gradients g = backward<Device>(
       grad_spikes, grad_state, grad_current, x, held, {none, none, none, false},
       {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain, synapse, reset,
        v_reset, strict, delayed_spike},
-      detach_reset, {surrogate, surrogate_args, normalized, surrogate_table}, parameter_gradients);
+      detach_reset, {surrogate, surrogate_args, normalized, surrogate_table, derivatives},
+      parameter_gradients);
   return {g.x, g.decay, g.threshold, g.synapse_decay, g.v_init, g.current_init};
 }
 
@@ -369,12 +397,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_
     const OptionalTensor& v_init, const OptionalTensor& current_init, int64_t charge, double v_rest,
     double gain, int64_t synapse, int64_t reset, double v_reset, bool strict, bool delayed_spike,
     bool detach_reset, int64_t surrogate, const std::vector<double>& surrogate_args,
-    bool normalized, const OptionalTensor& surrogate_table, bool parameter_gradients, bool sums) {
+    bool normalized, const OptionalTensor& surrogate_table, const OptionalTensor& derivatives,
+    bool parameter_gradients, bool sums) {
   const Gradients g = backward<Device>(
       grad_spikes, grad_state, grad_current, x, 0, {scale, shift, mean, sums},
       {decay, threshold, synapse_decay, v_init, current_init, charge, v_rest, gain, synapse, reset,
        v_reset, strict, delayed_spike},
-      detach_reset, {surrogate, surrogate_args, normalized, surrogate_table}, parameter_gradients);
+      detach_reset, {surrogate, surrogate_args, normalized, surrogate_table, derivatives},
+      parameter_gradients);
   return {g.x, g.sum, g.dot, g.decay, g.threshold, g.synapse_decay, g.v_init, g.current_init};
 }
 

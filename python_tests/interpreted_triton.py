@@ -23,7 +23,7 @@ from python_tests.helpers import (
 from snnkern import _triton, functional, reference
 from snnkern._layout import empty_steps
 from snnkern.functional import CODINGS, Coding, encode
-from snnkern.surrogate import ATan, SpikeTime, Surrogate, Triangle
+from snnkern.surrogate import ASSG, ATan, SpikeTime, Surrogate, Triangle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -47,7 +47,7 @@ def test_every_combination_of_options_is_that_of_the_reference(
 
 @pytest.mark.parametrize("timesteps", [8, 37, 40])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("surrogate", [ATan(), SpikeTime()])
+@pytest.mark.parametrize("surrogate", [ATan(), SpikeTime(), ASSG()])
 def test_many_steps_and_dtypes(timesteps: int, dtype: torch.dtype, surrogate: Surrogate) -> None:
     x = (random(timesteps, 2, 3, 4) + 0.25).to(dtype)
     results = []
@@ -91,7 +91,7 @@ def test_normalised_inputs(shape: tuple[int, ...], layout: str, surrogate: int) 
     for actual, expected in zip(*outputs, strict=True):
         assert_same_bits(actual, expected)
         assert actual.stride() == expected.stride()
-    spiking = (False, surrogate, [1.0, 1.0], False, None, True)
+    spiking = (False, surrogate, [1.0, 1.0], False, None, None, True)
     # Of a sum, what its terms come to without their signs.
     largest = 5 * x[0].numel() * (1 + x.float().abs().max() + mean.abs().max())
     for sums in (True, False):
@@ -117,10 +117,13 @@ def test_opcheck() -> None:
     x = random(5, 2, 3, 4)
     neuron = raw_neuron(torch.tensor(0.5), torch.full((3,), 0.75), x[0], reset=2)
     opcheck(op("lif_forward", "triton"), (x, *neuron, 0, True))
-    opcheck(op("lif_forward", "triton"), (x, *neuron, 2, False))
+    for spike_format in (2, 3):
+        opcheck(op("lif_forward", "triton"), (x, *neuron, spike_format, False))
     table = torch.tensor([[0.0, 1.0, 1.0, 0.0], [8.0, 0.3, 0.01, 1.0]], dtype=torch.float64)
-    spiking = (False, 0, [0.0, 0.0], False, table, True)
-    opcheck(op("lif_backward", "triton"), (x, x[1], None, x, *neuron, *spiking))
+    given = random(6, *x.shape[1:], seed=1)  # the state before the first step in front
+    for derivatives in ((table, None), (None, given)):
+        spiking = (False, 0, [0.0, 0.0], False, *derivatives, True)
+        opcheck(op("lif_backward", "triton"), (x, x[1], None, x, *neuron, *spiking))
     leaf = x.clone().requires_grad_()
     with pytest.raises(NotImplementedError, match=r"call snnkern.functional.lif instead"):
         op("lif_forward", "triton")(leaf, *neuron, 0, True)[0].sum().backward()

@@ -60,6 +60,7 @@ KINDS: dict[str, Callable[[float], Attack]] = {
     "SAPGD": lambda eps: SAPGD(eps, steps=8),
     "SAPGD start": lambda eps: SAPGD(eps, steps=8, random_start=False),
     "Square": lambda eps: Square(eps, queries=20, restarts=2),
+    "Square l2": lambda eps: Square(eps, queries=20, norm="l2"),
     "Patterns": lambda eps: Patterns(eps, 2, 8, 4, 10, 3),
     "Cascade": lambda eps: Cascade([PGD(eps), Square(eps, queries=20), BIM(eps, steps=3)]),
     "GN": GaussianNoise,
@@ -67,7 +68,19 @@ KINDS: dict[str, Callable[[float], Attack]] = {
 }
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 # Another generator gives other images, or the same ones.
-DRAWING = ("RFGSM", "PGD", "PGD l2", "TPGD", "APGD", "APGD l2", "SAPGD", "Square", "GN", "GN l2")
+DRAWING = (
+    "RFGSM",
+    "PGD",
+    "PGD l2",
+    "TPGD",
+    "APGD",
+    "APGD l2",
+    "SAPGD",
+    "Square",
+    "Square l2",
+    "GN",
+    "GN l2",
+)
 CERTAIN = ("FGSM", "FGSM l2", "BIM", "BIM ATan", "CBA", "SAPGD start")
 
 
@@ -584,14 +597,15 @@ def test_attacks_work_where_the_caller_wants_no_gradients() -> None:
 @EVERY_KIND
 def test_transferred_images_are_those_of_the_source(kind: Callable[[float], Attack]) -> None:
     source, target, (x, y) = tiny_net(seed=1), tiny_net(seed=2), batch(20)
-    attack = kind(0.1)
+    eps = 0.4  # enough for a random search to see the network in l_2 too
+    attack = kind(eps)
     transfer = Transfer(source, attack)
-    assert (transfer.eps, transfer.gradient) == (0.1, attack.gradient)
+    assert (transfer.eps, transfer.gradient) == (eps, attack.gradient)
     assert str(transfer) == f"Transfer(attack={attack})"
     before = snapshot(source), snapshot(target)
     transferred = transfer(target, x, y, generator(3))
     assert_same_bits(transferred, attack(source, x, y, generator(3)))
-    blind = attack == RFGSM(0.1, alpha=0.1) or isinstance(attack, GaussianNoise)
+    blind = attack == RFGSM(eps, alpha=eps) or isinstance(attack, GaussianNoise)
     if not blind:
         assert not torch.equal(transferred, attack(target, x, y, generator(3)))
     assert_unchanged(source, before[0])

@@ -39,7 +39,18 @@ def outputs(x: Tensor, backend: str) -> dict[str, Tensor]:
     backward = getattr(torch.ops.snnkern.lif_backward, overload)
     spikes, state, _ = forward(x, *neuron, 0, True)
     gx, _, _, _, g_init, _ = backward(
-        torch.ones_like(spikes), None, None, x, *neuron, False, 0, [1.0, 1.0], False, None, False
+        torch.ones_like(spikes),
+        None,
+        None,
+        x,
+        *neuron,
+        False,
+        0,
+        [1.0, 1.0],
+        False,
+        None,
+        None,
+        False,
     )
     return {"spikes": spikes, "state": state, "grad_x": gx, "grad_v_init": g_init}
 

@@ -36,6 +36,7 @@ from snnkern import functional, reference
 from snnkern.functional import Backend, Charge, Reset, SpikeFormat, Synapse
 from snnkern.nn import LIF
 from snnkern.surrogate import (
+    ASSG,
     ATan,
     Exponential,
     Rate,
@@ -108,7 +109,10 @@ def surrogates(draw: st.DrawFn) -> tuple[Surrogate, ...]:
         return surrogate
 
     if draw(st.integers(0, 2)):
-        one = draw(st.sampled_from((*POINTWISE, *SPIKE_TIMES, *SPIKE_TIMES, Rate())))
+        # ASSG: derivatives that are given to the kernel.
+        one = draw(
+            st.sampled_from((*POINTWISE, *SPIKE_TIMES, *SPIKE_TIMES, Rate(), ASSG(), ASSG()))
+        )
         return (normalized(one),)
     several = draw(st.lists(st.sampled_from((*POINTWISE, *SPIKE_TIMES)), min_size=2, max_size=4))
     return tuple(map(normalized, several))
@@ -332,10 +336,14 @@ def sums_of_magnitudes(call: Call) -> dict[str, Tensor]:
         looks_at_start = options["reset"] == "delayed_soft" or options["delayed_spike"]
         normalized = torch.tensor([s.normalized for s in samples])
         normalized = normalized.view(-1, *(1,) * (len(shape) - 1))
+        ds_dv: list[Tensor] = []
         scale = torch.where(normalized, 1 / neuron.threshold, 1)
         z_shift = torch.where(normalized, 1, neuron.threshold)
-        since, ds_dv = torch.full_like(zero, math.inf), []
-        for number, v in enumerate(membranes):
+        since = torch.full_like(zero, math.inf)
+        if isinstance(surrogate, ASSG):
+            z = torch.stack(membranes if looks_at_start else membranes[1:]) * scale - z_shift
+            ds_dv = [*([] if looks_at_start else [zero]), *(surrogate.derivatives(z) * scale)]
+        for number, v in enumerate([] if ds_dv else membranes):
             z, since = (v * scale - z_shift).double(), since + 1
             parts = zero.clone()
             for kind in set(samples):
@@ -488,6 +496,7 @@ def test_every_combination_of_options_is_that_of_the_reference(
         kinds = list(reference.SURROGATES)
         assert all(seen["several", kind] and seen["one", kind] for kind in kinds)
         assert seen["one", "rate"]
+        assert seen["one", "assg"]
 
 
 # The closed-form gradient against autograd through the equations.

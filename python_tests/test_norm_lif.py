@@ -230,7 +230,7 @@ def test_opcheck(overload: str) -> None:
         data = laid_out(x, layout)
         opcheck(getattr(ops.norm_lif_forward, overload), (data, scale, shift, *neuron, 0, True))
         for flag in (False, True):
-            options = (False, 3, [2.0, 0.0], False, None, flag, not flag)
+            options = (False, 3, [2.0, 0.0], False, None, None, flag, not flag)
             arguments = (gs, None, None, data, scale, shift, mean, *neuron, *options)
             opcheck(getattr(ops.norm_lif_backward, overload), arguments)
         opcheck(getattr(ops.channel_moments, overload), (data, mean))

@@ -164,17 +164,24 @@ def test_apgd_is_as_strong_as_autoattacks(name: str, loss: Any) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_square_is_as_strong_as_autoattacks(name: str) -> None:
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", 0.8)])
+def test_square_is_as_strong_as_autoattacks(name: str, norm: Any, eps: float) -> None:
     need("pyautoattack")
     from pyautoattack.square import SquareAttack
 
     net, x, y = trained(name)
     with theirs():
         peer = SquareAttack(
-            net, n_queries=200, eps=EPS, norm="Linf", seed=0, device="cpu", resc_schedule=False
+            net,
+            n_queries=200,
+            eps=eps,
+            norm=norm.capitalize(),
+            seed=0,
+            device="cpu",
+            resc_schedule=False,
         )
         expected = survivors(net, peer.perturb(x, y), y)
-    ours = Square(EPS, 200)(net, x, y, generator())
+    ours = Square(eps, 200, norm=norm)(net, x, y, generator())
     assert survivors(net, ours, y) <= expected + 0.01
     assert 0.1 < expected < 0.95
 

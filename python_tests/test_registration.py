@@ -78,12 +78,12 @@ def test_opcheck(overload: str, layout: str, reset: str, from_tensor: bool, chan
     x = laid_out(random(5, 2, 3, 4), layout)
     neuron = neuron_arguments(reset, from_tensor, channels)
     for return_state in (False, True):
-        for spike_format in range(3):
+        for spike_format in range(4):
             opcheck(op("lif_forward", overload), (x, *neuron, spike_format, return_state))
     gs = laid_out(random(5, 2, 3, 4, seed=2), layout)
     for grad_state, gradients in ((None, True), (random(2, 3, 4, seed=3), False)):
         for surrogate in (0, 8):
-            options = (False, surrogate, [1.0, 1.0], channels, None, gradients)
+            options = (False, surrogate, [1.0, 1.0], channels, None, None, gradients)
             opcheck(op("lif_backward", overload), (gs, grad_state, None, x, *neuron, *options))
 
 
@@ -104,8 +104,11 @@ def test_opcheck_of_everything_at_once(overload: str, held: bool) -> None:
         opcheck(op("lif_forward", overload), (x, *neuron, 0, return_state))
     gs, g_state, g_current = random(5, 2, 3, 4, seed=6), random(2, 3, 4), random(2, 3, 4)
     table = torch.tensor([[0.0, 1.0, 1.0, 0.0], [8.0, 0.3, 0.01, 1.0]], dtype=torch.float64)
-    for gradients in (False, True):
-        options = (False, 0, [0.0, 0.0], False, table, gradients)
+    # A delayed reset looks at the state before the first step too.
+    given = laid_out(random(6, *gs.shape[1:], seed=7), "padded")
+    for gradients, of_samples in ((False, True), (True, True), (True, False)):
+        surrogates = (table, None) if of_samples else (None, given)
+        options = (False, 0, [0.0, 0.0], False, *surrogates, gradients)
         arguments = (gs, g_state, g_current, x, *neuron, *options)
         opcheck(op("lif_backward", overload), arguments)
 
@@ -120,7 +123,7 @@ def test_opcheck_of_every_dtype(overload: str, dtype: torch.dtype) -> None:
     parameters = (torch.tensor(0.5, dtype=state), torch.full((3,), 0.75, dtype=state))
     neuron = raw_neuron(*parameters, torch.zeros(2, 3, 4, dtype=state))
     opcheck(op("lif_forward", overload), (x, *neuron, 0, True))
-    options = (False, 3, [2.0, 0.0], False, None, True)
+    options = (False, 3, [2.0, 0.0], False, None, None, True)
     opcheck(op("lif_backward", overload), (x, None, None, x, *neuron, *options))
 
 

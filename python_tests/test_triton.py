@@ -118,7 +118,7 @@ def run_every_kernel(dtype: torch.dtype, timesteps: int) -> None:
     x = torch.empty(timesteps, 4, 16, 8, 8, dtype=dtype, device="meta")
     one, channels = (torch.empty(shape, dtype=state, device="meta") for shape in ((), (16,)))
     neuron = raw_neuron(one, one)
-    spiking = (False, 0, [1.0, 1.0], False, None, True)
+    spiking = (False, 0, [1.0, 1.0], False, None, None, True)
     ops = _triton.load()
     ops.lif_forward(x, *neuron, 0, True)
     ops.lif_backward(x, None, None, x, *neuron, *spiking)
@@ -212,7 +212,7 @@ def _a_gpu_to_compile_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def both_ways(x: Tensor, p: Tensor) -> tuple[Tensor, ...]:
     neuron = raw_neuron(p, p)
     outputs = torch.ops.snnkern.lif_forward.triton(x, *neuron, 0, True)
-    spiking = (False, 0, [1.0, 1.0], False, None, True)
+    spiking = (False, 0, [1.0, 1.0], False, None, None, True)
     grads = torch.ops.snnkern.lif_backward.triton(x, None, None, x, *neuron, *spiking)
     return (*outputs, *grads)
 
@@ -247,7 +247,7 @@ def test_the_compiler_finds_all_that_a_kernel_calls(launches: list[Any], tmp_pat
     """torch.compile copies a kernel and what it calls into one file, by name."""
     x, one = torch.empty(3, 4, device="meta"), torch.empty((), device="meta")
     _triton.load().lif_forward(x, *raw_neuron(one, one), 0, True)
-    neuron, spiking = raw_neuron(one, one), (False, 2, [1.0, 1.0], False, None, True)
+    neuron, spiking = raw_neuron(one, one), (False, 2, [1.0, 1.0], False, None, None, True)
     _triton.load().lif_backward(x, None, None, x, *neuron, *spiking)
     for kernel, arguments in launches:
         file = tmp_path / f"{kernel.__name__}.py"

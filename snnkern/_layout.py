@@ -7,7 +7,8 @@ lie batch first, ``[N, T, ...]``. ``csrc/layout.h`` says the same in C++.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -82,6 +83,25 @@ def empty_steps_of(
 def empty_step(x: Tensor, dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor of the shape of ``x[0]``, in the layout of the steps of ``x``."""
     return x.new_empty_strided(x.shape[1:], step_strides(x), dtype=dtype)
+
+
+# Numbers that a chain of operations works on at a time, so that they stay in the cache.
+PIECE = 2**16
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of ``[T, N, ...]`` tensors of one shape: the same few steps and samples of each.
+
+    For what is done in place number by number: large tensors go through memory once, not at every
+    operation. A compiler sees them whole, and does that itself.
+    """
+    first = tensors[0]
+    steps, samples = len(first), first.shape[1]
+    if not torch.compiler.is_compiling():
+        sample = max(1, math.prod(first.shape[2:]))
+        steps, samples = max(1, PIECE // (sample * samples)), max(1, PIECE // sample)
+    for some in zip(*(t.split(steps) for t in tensors), strict=True):
+        yield from zip(*(t.split(samples, 1) for t in some), strict=True)
 
 
 def empty_rows(rows: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -33,7 +33,7 @@ OPTIONS = (
 GRADIENTS = "Tensor grad_spikes, Tensor? grad_state, Tensor? grad_current"
 SURROGATE = (
     "bool detach_reset, int surrogate, float[] surrogate_args, bool normalized, "
-    "Tensor? surrogate_table"
+    "Tensor? surrogate_table, Tensor? derivatives"
 )
 NEURON_GRADIENTS = (
     "Tensor grad_decay, Tensor grad_threshold, Tensor grad_synapse_decay, Tensor grad_v_init, "
@@ -100,8 +100,8 @@ def _lif_forward_fake(x: Tensor, timesteps: int, *rest: Any) -> tuple[Tensor, Te
     if spike_format == reference.BITS:
         spikes = _empty_bits(x, timesteps)
     else:
-        uint8 = spike_format == reference.UINT8
-        spikes = empty_spikes(x, torch.uint8 if uint8 else x.dtype, timesteps)
+        other = {reference.UINT8: torch.uint8, reference.MEMBRANES: dtype}
+        spikes = empty_spikes(x, other.get(spike_format, x.dtype), timesteps)
     return (
         spikes,
         empty_step(x, dtype) if return_state else x.new_empty(0, dtype=dtype),

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnkern import reference
-from snnkern._layout import empty_steps
-from snnkern.reference import RATE, Rule
+from snnkern._layout import empty_steps, pieces
+from snnkern.reference import RATE
 
 
 def _run(op: Any, *arguments: Any) -> Any:
@@ -102,13 +102,53 @@ def _through_rate(grad_spikes: Tensor, factor: Tensor, gate: bool) -> Tensor:
     return of_currents.expand(grad_spikes.shape)
 
 
-def _by_rule(rule: Rule, backward: Any, *arguments: Any) -> Any:
-    """Backpropagation with a rule in place of a surrogate: in plain PyTorch, step by step."""
+def _looked_at(
+    config: LIFConfig, forward: Any, tensors: tuple[Any, ...], threshold: Tensor
+) -> Tensor:
+    """What a rule looks at: z of all steps, ``[T, N, ...]``, of the forward op on ``tensors``."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise NotImplementedError(
-            f"asked for a second derivative through {rule}, which stands in for the first alone"
+            f"asked for a second derivative through {config.rule}, which stands in for the first "
+            "alone"
         )
-    return backward(*arguments, rule=rule)
+    op = getattr(forward, config.overload)
+    membranes = _run(op, *tensors, *config.dynamics, reference.MEMBRANES, False)[0]
+    return _distance(config, membranes, threshold)
+
+
+def _distance(config: LIFConfig, v: Tensor, threshold: Tensor) -> Tensor:
+    """Membranes ``[T, N, ...]`` as a surrogate sees them, in place."""
+    threshold = reference.broadcast(threshold, v)
+    return v.mul_(1 / threshold).sub_(1) if config.normalized else v.sub_(threshold)
+
+
+def _derivatives(config: LIFConfig, z: Tensor, threshold: Tensor, v_init: Tensor | None) -> Tensor:
+    """ds/dz by a rule, as the backward ops take it."""
+    if reference.looks_at_start(config.reset, config.delayed_spike):
+        start = torch.zeros_like(z[:1]) if v_init is None else v_init[None].clone()
+        z = torch.cat([_distance(config, start, threshold), z])
+    derivatives: Tensor = config.rule.derivatives(z)
+    return derivatives
+
+
+def _through_own_steps(
+    config: LIFConfig, grad_spikes: Tensor, z: Tensor, decay: Tensor, threshold: Tensor
+) -> Tensor:
+    """From the gradient of spikes to the sum over time of that of currents, ``[N, ...]``.
+
+    By a rule that knows no way back through the state that one step hands to the next. ``z`` is
+    lost.
+    """
+    delay = int(config.delayed_spike)  # what the last step fires then is seen by nobody
+    z = z[: len(z) - delay]
+    for far, g in pieces(z, grad_spikes[delay:]):
+        far.copy_(config.rule.derivative(far).mul_(g))
+    total = z.sum(0)
+    decay, threshold = (reference.broadcast(t, z) for t in (decay, threshold))
+    neuron = reference.Neuron(decay, threshold, charging=config.charge)
+    _, of_current, _ = neuron.charge_derivatives(decay, decay)
+    factor = config.gain * of_current
+    return total * (factor / threshold if config.normalized else factor)
 
 
 class LIFFunction(torch.autograd.Function):
@@ -176,7 +216,17 @@ class LIFFunction(torch.autograd.Function):
         elif synapse_decay is None:
             grad_current = None
         needs = ctx.needs_input_grad
-        arguments = (
+        derivatives = None
+        if config.rule is not None:
+            given = (x, config.timesteps, decay, threshold, synapse_decay, v_init, current_init)
+            z = _looked_at(config, torch.ops.snnkern.lif_forward, given, threshold)
+            if not config.rule.carried:
+                grad = _through_own_steps(config, grad_spikes, z, decay, threshold)
+                return (grad / len(x)).to(x.dtype).expand(x.shape), *(None,) * 7
+            derivatives = _derivatives(config, z, threshold, v_init)
+        op = getattr(torch.ops.snnkern.lif_backward, config.overload)
+        gradients = _run(
+            op,
             grad_spikes,
             grad_state,
             grad_current,
@@ -193,15 +243,9 @@ class LIFFunction(torch.autograd.Function):
             config.surrogate_args,
             config.normalized,
             table,
+            derivatives,
             any(needs[1:4]),
         )
-        if config.rule is None:
-            op = getattr(torch.ops.snnkern.lif_backward, config.overload)
-            gradients = _run(op, *arguments)
-        else:
-            gradients = _by_rule(config.rule, reference.lif_backward, *arguments)
-            if not config.rule.carried:
-                return gradients[0].mean(0).expand(x.shape), *(None,) * 7
         wanted = [g if need else None for g, need in zip(gradients, needs, strict=False)]
         return (*wanted, None, None)
 
@@ -306,7 +350,18 @@ class NormLIFFunction(torch.autograd.Function):
                 return (None,) * 13
             grad_spikes = x.new_zeros(()).expand(x.shape)
         needs = ctx.needs_input_grad
-        arguments = (
+        derivatives = None
+        if config.rule is not None:
+            given = (x, scale, shift, decay, threshold, synapse_decay, v_init, current_init)
+            z = _looked_at(config, torch.ops.snnkern.norm_lif_forward, given, threshold)
+            if not config.rule.carried:
+                grad = _through_own_steps(config, grad_spikes, z, decay, threshold)
+                grad = (grad / len(x)).to(x.dtype).expand(x.shape)
+                return NormLIFFunction._held_through_norm(ctx, grad, x, mean, inverse, scale)
+            derivatives = _derivatives(config, z, threshold, v_init)
+        op = getattr(torch.ops.snnkern.norm_lif_backward, config.overload)
+        grad_x, total, dot, *of_neurons = _run(
+            op,
             grad_spikes,
             grad_state,
             grad_current,
@@ -325,19 +380,10 @@ class NormLIFFunction(torch.autograd.Function):
             config.surrogate_args,
             config.normalized,
             table,
+            derivatives,
             any(needs[5:8]),
             norm.samples > 0 or needs[3] or needs[4],
         )
-        if config.rule is None:
-            op = getattr(torch.ops.snnkern.norm_lif_backward, config.overload)
-            grad_x, total, dot, *of_neurons = _run(op, *arguments)
-        else:
-            grad_x, total, dot, *of_neurons = _by_rule(
-                config.rule, reference.norm_lif_backward, *arguments
-            )
-            if not config.rule.carried:
-                grad = grad_x.mean(0).expand(x.shape)
-                return NormLIFFunction._held_through_norm(ctx, grad, x, mean, inverse, scale)
         if needs[0]:
             NormLIFFunction._through_norm(ctx, grad_x, x, mean, inverse, scale, total, dot)
         return (

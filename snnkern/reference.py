@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ RESETS = ("hard", "soft", "delayed_soft", "none")
 HARD, SOFT, DELAYED_SOFT, NONE = range(len(RESETS))
 SPIKE_FORMATS = ("input", "uint8", "bits")
 INPUT_DTYPE, UINT8, BITS = range(len(SPIKE_FORMATS))
+# Membranes before reset in place of spikes, in the dtype of the state: for rules, see lif_backward.
+MEMBRANES = len(SPIKE_FORMATS)
 CODINGS = ("poisson", "signed_poisson", "bernoulli")
 POISSON, SIGNED_POISSON, BERNOULLI = range(len(CODINGS))
 
@@ -102,17 +104,6 @@ SURROGATES: dict[str, Derivative] = {
     "straight_through": straight_through,
     "spike_time": spike_time,
 }
-
-
-class Rule(Protocol):
-    """A surrogate derivative that looks at all neurons and steps of a layer at once."""
-
-    @property
-    def carried(self) -> bool:
-        """Whether gradients pass through the state that one step hands to the next."""
-
-    def derivatives(self, z: Tensor) -> Tensor:
-        """ds/dz, ``[T, N, ...]`` of ``z`` ``[T, N, ...]``."""
 
 
 def rate_gain(current: Tensor, leak: Tensor, threshold: Tensor, gamma: float) -> Tensor:
@@ -433,7 +424,8 @@ def lif_forward(
 
     ``timesteps`` is 0 where ``x`` has them all, and their number where its one step is held. The
     final state and current are empty unless ``return_state``, the current also where there is no
-    synapse. A delayed spike leaves one step after the membrane reached the threshold.
+    synapse. A delayed spike leaves one step after the membrane reached the threshold; as
+    ``MEMBRANES``, each is that of its own step.
     """
     dtype = state_dtype(x.dtype)
     neuron = _neuron(
@@ -441,16 +433,19 @@ def lif_forward(
     )
     u, c = _start(v_init, x), _start(current_init, x)
     timesteps = timesteps or x.shape[0]
-    spikes = empty_spikes(x, x.dtype, timesteps)
+    membranes = spike_format == MEMBRANES
+    spikes = empty_spikes(x, dtype if membranes else x.dtype, timesteps)
     fired = neuron.fires(u)
     for x_t, out in zip(x.expand(timesteps, *x.shape[1:]).unbind(0), spikes.unbind(0), strict=True):
-        if delayed_spike:
+        if delayed_spike and not membranes:
             out.copy_(fired)
         current, c = neuron.conduct(c, x_t.to(dtype))
         v = neuron.charge(u, current)
         fired = neuron.fires(v)
         u = neuron.carry(v, fired)
-        if not delayed_spike:
+        if membranes:
+            out.copy_(v)
+        elif not delayed_spike:
             out.copy_(fired)
     if spike_format == UINT8:
         spikes = empty_spikes(x, torch.uint8, timesteps).copy_(spikes)
@@ -463,6 +458,11 @@ def lif_forward(
         empty_step(x, dtype).copy_(u) if return_state else none,
         empty_step(x, dtype).copy_(c) if with_current else none.clone(),
     )
+
+
+def looks_at_start(reset: int, delayed_spike: bool) -> bool:
+    """Whether the state before the first step may fire: for a delayed reset or a delayed spike."""
+    return reset == DELAYED_SOFT or delayed_spike
 
 
 def lif_backward(
@@ -489,8 +489,8 @@ def lif_backward(
     surrogate_args: list[float],
     normalized: bool,
     surrogate_table: Tensor | None,
+    derivatives: Tensor | None,
     parameter_gradients: bool,
-    rule: Rule | None = None,
 ) -> tuple[Tensor, ...]:
     """Backpropagation through time.
 
@@ -498,7 +498,9 @@ def lif_backward(
     ``synapse_decay``, ``v_init`` and ``current_init``. The membrane is recomputed from ``x``.
     Gradients of parameters are empty unless ``parameter_gradients``, those of what is not there are
     empty too. ``surrogate_table`` gives every sample a surrogate of its own: rows of
-    ``(kind, arg, arg, normalized)``. A ``rule`` takes the place of the surrogate; no op has one.
+    ``(kind, arg, arg, normalized)``. ``derivatives`` ``[T, N, ...]``, in the dtype of the state,
+    are ds/dz in place of a surrogate's; where ``looks_at_start`` they are ``[T + 1, N, ...]``,
+    those of the state before the first step in front.
     """
     dtype = state_dtype(x.dtype)
     neuron = _neuron(
@@ -557,14 +559,12 @@ def lif_backward(
     inverse = 1 / neuron.threshold
     scale = torch.where(is_normalized != 0, inverse, 1)
     shift = torch.where(is_normalized != 0, 1, neuron.threshold)
-    looks_at_start = reset == DELAYED_SOFT or delayed_spike
-    derivatives: list[Tensor] = []
-    if rule is not None:
-        looked_at = [start, *membranes] if looks_at_start else membranes
-        found = rule.derivatives(torch.stack(looked_at) * scale - shift) * scale
-        derivatives = [*([] if looks_at_start else [zero]), *found.unbind(0)]
+    with_start = looks_at_start(reset, delayed_spike)
+    ds_dv: list[Tensor] = []
+    if derivatives is not None:
+        ds_dv = [*([] if with_start else [zero]), *(derivatives * scale).unbind(0)]
     since = torch.full_like(start, math.inf)
-    for number, v in enumerate([start, *membranes] if rule is None else []):
+    for number, v in enumerate([start, *membranes] if derivatives is None else []):
         z = v * scale - shift
         since = since + 1
         parts = []
@@ -573,8 +573,8 @@ def lif_backward(
             part = argument if surrogate_table is None else argument[sample : sample + 1]
             derivative = SURROGATES[KINDS[int(kind)]]
             parts.append(derivative(part, first, second))
-        derivatives.append(torch.cat(parts) * scale)
-        if number > 0 or looks_at_start:
+        ds_dv.append(torch.cat(parts) * scale)
+        if number > 0 or with_start:
             since = torch.where(neuron.fires(v), 0, since)
         else:
             since = torch.full_like(start, math.inf)
@@ -608,24 +608,19 @@ def lif_backward(
         return from_above + g_next * (by_spike + by_state)
 
     # At the end of time stands the final state instead of a next step.
-    carried = rule is None or rule.carried
-    g = zero if grad_state is None or not carried else grad_state
+    g = zero if grad_state is None else grad_state
     du, delayed = torch.ones_like(zero), 0.0
     gc = zero if grad_current is None else grad_current
     steps: list[Tensor] = []
     for t in reversed(range(timesteps)):
-        g = spike_step(
-            membranes[t], derivatives[t + 1], grads[t], g if carried else zero, du, delayed
-        )
+        g = spike_step(membranes[t], ds_dv[t + 1], grads[t], g, du, delayed)
         du, dx, ddecay = neuron.charge_derivatives(states[t], currents[t])
         delayed = 1.0
         sums["decay"] = sums["decay"] + g * ddecay
         step, gc, synapse_share = neuron.conduct_gradient(dx * g, gc, synapses[t], inputs[t])
         sums["synapse_decay"] = sums["synapse_decay"] + synapse_share
         steps.append(step)
-    of_start = (
-        spike_step(start, derivatives[0], at_start, g, du, delayed) if looks_at_start else du * g
-    )
+    of_start = spike_step(start, ds_dv[0], at_start, g, du, delayed) if with_start else du * g
     return gradients(steps[::-1], sums, of_start, gc)
 
 
@@ -671,7 +666,6 @@ def norm_lif_backward(
     shift: Tensor,
     mean: Tensor,
     *neuron_and_sums: Any,
-    rule: Rule | None = None,
 ) -> tuple[Tensor, ...]:
     """Backward of ``norm_lif_forward`` up to the normalisation, whose own is ``norm_backward_``.
 
@@ -685,7 +679,7 @@ def norm_lif_backward(
         grad_current,
         scaled(x, scale, shift),
         0,
-        *(*neuron, rule),
+        *neuron,
     )
     dims = [d for d in range(x.dim()) if d != 2]
     total, dot = (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from snnkern import reference
 from snnkern._checks import check_number
+from snnkern._layout import pieces
 
 KINDS = reference.KINDS
 
@@ -191,8 +192,10 @@ class SpikeTime(Surrogate):
 class NotPointwise(Surrogate):
     """Base of what has no derivative at a point: whole neurons or layers are looked at at once.
 
-    Backward runs in plain PyTorch, whatever the backend; forward as ever. A batch has one for all
-    of its samples, and second derivatives are refused.
+    Where ``carried`` is True, ``derivatives`` gives ds/dz of all steps from z of all steps,
+    ``[T, N, ...]``, in plain PyTorch, and the backend goes back through the neurons with them;
+    where it is False, ``derivative`` gives that of a step for its own current alone. A batch has
+    one for all of its samples, and second derivatives are refused.
     """
 
     def derivative(self, z: Tensor) -> Tensor:
@@ -249,11 +252,7 @@ class HART(NotPointwise):
 
     def derivative(self, z: Tensor) -> Tensor:
         """ds/dz of the own step."""
-        return reference.triangle(z, self.width, 1 / self.width**2)
-
-    def derivatives(self, z: Tensor) -> Tensor:
-        """The same for all steps, ``[T, N, ...]``."""
-        return self.derivative(z)
+        return z.abs().neg_().add_(self.width).clamp_(min=0).mul_(1 / self.width**2)
 
 
 @dataclass(frozen=True)
@@ -272,14 +271,23 @@ class PDSG(NotPointwise):
     def derivatives(self, z: Tensor) -> Tensor:
         """ds/dz, ``[T, N, ...]``."""
         dims = [d for d in range(1, z.dim()) if d != 2 or z.dim() == 3]
-        # Step by step, then steps together: exactly 0 where all is the same.
-        var, mean = torch.var_mean(z, dims, correction=0, keepdim=True)
+        # Step by step, then steps together, from one of the numbers on: exactly 0 where all is the
+        # same.
+        anchor = z
+        for d in dims:
+            anchor = anchor.narrow(d, 0, 1)
+        bells = z - anchor
+        mean = bells.mean(dims, keepdim=True)
+        var = bells.sub_(mean).square_().mean(dims, keepdim=True)
+        mean += anchor
         steps = range(1, len(z) + 1)
-        spread = [var[:t].mean(0) + mean[:t].var(0, correction=0) for t in steps]
-        sigma = torch.stack(spread).sqrt()
+        so_far = [var[:t].mean(0) + mean[:t].var(0, correction=0) for t in steps]
+        sigma = torch.stack(so_far).sqrt()
         sigma = torch.where(sigma == 0, 1, sigma)
-        bell = torch.exp(-((z - sigma / 2) / sigma).square() / 2)
-        return bell / (math.sqrt(2 * math.pi) * sigma)
+        for bell, far, spread in pieces(bells, z, sigma.expand_as(z)):
+            torch.sub(far, spread / 2, out=bell).div_(spread).square_().mul_(-0.5).exp_()
+            bell.div_(math.sqrt(2 * math.pi) * spread)
+        return bells
 
 
 @dataclass
@@ -380,14 +388,18 @@ class ASSG(NotPointwise):
                 f"the neurons have shape {list(z.shape)}, expected {list(seen.mean.shape)} as "
                 "before: ASSG follows every neuron of a batch from one gradient to the next"
             )
-        if not held:
-            size = z.abs()
-            seen.mean = self.decay * seen.mean + (1 - self.decay) * size
-            stray = (size - seen.mean).abs()
-            seen.deviation = self.decay * seen.deviation + (1 - self.decay) * stray
         a = 2 * math.tan(math.pi * self.share) / math.pi
-        alpha = a / (seen.mean + self.relax * seen.deviation + 1e-4)
-        return alpha / 2 / (1 + (math.pi / 2 * alpha * z).square())
+        slopes = torch.empty_like(z)
+        for slope, far, mean, deviation in pieces(slopes, z, seen.mean, seen.deviation):
+            if not held:
+                size = far.abs()
+                mean.lerp_(size, 1 - self.decay)
+                deviation.lerp_(size.sub_(mean).abs_(), 1 - self.decay)
+            width = torch.add(mean, deviation, alpha=self.relax).add_(1e-4)
+            # With alpha = a / width, both sides of the fraction times width squared.
+            below = far.mul(math.pi / 2 * a).square_().add_(width.square())
+            torch.mul(width.div_(below), a / 2, out=slope)
+        return slopes
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,7 @@ class Sample {
     move(pass.grad_state);
     move(pass.grad_current);
     move(pass.grad_x, pass.shape.dtype, pass.grad_x_sample);
+    if (pass.derivatives) pass.derivatives += number_ * pass.derivatives_sample;
     move(pass.grad_v_init);
     move(pass.grad_current_init);
     move(pass.neuron_grad_decay);

@@ -5,6 +5,7 @@
 // a row that stay in the cache, instead of multiplying with all resets and surrogates.
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "clones.h"
 #include "tile.h"
@@ -85,8 +86,11 @@ struct Given {
   static constexpr bool kNormalised = false, kGiven = true;
 };
 
+// In place of a surrogate: ds/dz of every step is given.
+struct GivenDerivatives {};
+
 // What a pass over steps leaves in its rows.
-enum class Leave { kNothing, kSpikes, kMembranes };
+enum class Leave { kNothing, kSpikes, kMembranes, kMembranesAlone };
 
 struct StepRows {
   const float* x;     // currents
@@ -124,9 +128,11 @@ SNN_CLONES void step_rows(std::int64_t n, const Layer layer, const Input input,
       const bool s = fires(v, neuron);
       u = reset<Model::kReset>(v, s, neuron);
       if constexpr (kLeave == Leave::kSpikes) out[i + k * out_step] = s ? 1.0f : 0.0f;
-      if constexpr (kLeave == Leave::kMembranes) out[i + k * out_step] = v;
+      if constexpr (kLeave == Leave::kMembranes || kLeave == Leave::kMembranesAlone) {
+        out[i + k * out_step] = v;
+      }
     }
-    if constexpr (kLeave != Leave::kMembranes) {
+    if constexpr (kLeave != Leave::kMembranesAlone) {
       u_out[i] = u;
       if constexpr (kConducts) c_out[i] = c;
     }
@@ -144,6 +150,8 @@ struct GradientRows {
   float *grad_decay, *grad_threshold, *grad_synapse;  // sums over time
   NormSumRows<float> norm;                            // sums over time that normalisation needs
   std::int64_t x_step, v_step, gs_step, gx_step;
+  const float* derivatives;  // ds/dz, where it is given
+  std::int64_t derivatives_step;
 };
 
 // kSteps steps of the backward scan over a row of neurons, to dL/dv and the threshold's share.
@@ -164,6 +172,9 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Layer layer, const floa
   float* __restrict grad_threshold = rows.grad_threshold;
   const std::int64_t x_step = rows.x_step, v_step = rows.v_step;
   const std::int64_t gs_step = rows.gs_step, gx_step = rows.gx_step;
+  constexpr bool kGiven = std::is_same_v<Derivative, GivenDerivatives>;
+  const float* __restrict derivatives = rows.derivatives;
+  const std::int64_t derivatives_step = rows.derivatives_step;
   const Neuron<float> neuron = layer.neuron;
   const float du = layer.du;
   const float last_du = after_end ? 1.0f : du;
@@ -172,7 +183,11 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Layer layer, const floa
   for (std::int64_t i = 0; i < n; ++i) {
     // All is read before anything is written: rows of different tensors often lie a multiple of 4
     // KB apart, where the processor takes a read for one of what was just written.
-    float current[kSteps], v[kSteps], g_spike[kSteps], g_v[kSteps];
+    float current[kSteps], v[kSteps], g_spike[kSteps], g_v[kSteps], slope[kSteps];
+    if constexpr (kGiven) {
+#pragma GCC unroll 4
+      for (std::int64_t k = 0; k < kSteps; ++k) slope[k] = derivatives[i + k * derivatives_step];
+    }
     if constexpr (Input::kGiven) {
 #pragma GCC unroll 4
       for (std::int64_t k = 0; k < kSteps; ++k) {
@@ -195,8 +210,9 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Layer layer, const floa
 #pragma GCC unroll 4
     for (std::int64_t k = kSteps - 1; k >= 0; --k) {
       const bool last = k == kSteps - 1;
+      if constexpr (!kGiven) slope[k] = derivative(z(v[k]));
       const StepGradient<float> g = step_gradient<kReset, kAttached>(
-          v[k], derivative(z(v[k])) * z.scale, g_spike[k], g_next, last ? last_du : du,
+          v[k], slope[k] * z.scale, g_spike[k], g_next, last ? last_du : du,
           last ? last_delayed : 1.0f, neuron, z);
       g_next = g.v;
       threshold += g.threshold;
@@ -279,13 +295,20 @@ SNN_CLONES void input_gradient_rows(std::int64_t n, const Layer layer, const Gra
 template <Reset kReset, bool kAttached, class Derivative>
 SNN_CLONES void start_gradient_rows(std::int64_t n, const Layer layer, const Derivative derivative,
                                     const SurrogateArgument<float> z, const float* __restrict u,
-                                    float* __restrict grad_v, float* __restrict grad_threshold) {
+                                    const float* __restrict derivatives, float* __restrict grad_v,
+                                    float* __restrict grad_threshold) {
   const Neuron<float> neuron = layer.neuron;
   const float du = layer.du;
   for (std::int64_t i = 0; i < n; ++i) {
     if constexpr (kReset == Reset::kDelayedSoft) {
+      float slope;
+      if constexpr (std::is_same_v<Derivative, GivenDerivatives>) {
+        slope = derivatives[i];
+      } else {
+        slope = derivative(z(u[i]));
+      }
       const StepGradient<float> g = step_gradient<kReset, kAttached>(
-          u[i], derivative(z(u[i])) * z.scale, 0.0f, grad_v[i], du, 1.0f, neuron, z);
+          u[i], slope * z.scale, 0.0f, grad_v[i], du, 1.0f, neuron, z);
       grad_v[i] = g.v;
       grad_threshold[i] += g.threshold;
     } else {
@@ -357,15 +380,16 @@ class Tile {
   }
 
   // To the state before the first step.
-  void start_gradient(const LifBackward<float>& p, std::int64_t n, const float* u, float* grad_v,
-                      float* grad_threshold) const {
+  void start_gradient(const LifBackward<float>& p, std::int64_t n, const float* u,
+                      const float* derivatives, float* grad_v, float* grad_threshold) const {
     const SurrogateArgument<float> z = layer_.argument(p.surrogates[0].normalized);
     with_gradient(p, [&]<Reset kReset, bool kAttached>(const auto& derivative) {
       if constexpr (kReset == Reset::kDelayedSoft) {
-        start_gradient_rows<kReset, kAttached>(n, layer_, derivative, z, u, grad_v, grad_threshold);
+        start_gradient_rows<kReset, kAttached>(n, layer_, derivative, z, u, derivatives, grad_v,
+                                               grad_threshold);
       } else {
-        start_gradient_rows<Reset::kNone, false>(n, layer_, StraightThrough<float>{}, z, u, grad_v,
-                                                 grad_threshold);
+        start_gradient_rows<Reset::kNone, false>(n, layer_, StraightThrough<float>{}, z, u, nullptr,
+                                                 grad_v, grad_threshold);
       }
     });
   }
@@ -375,7 +399,7 @@ class Tile {
   void gradient(const LifBackward<float>& p, bool parameter_gradients, std::int64_t count,
                 bool after_end, const GradientRows& rows) const {
     const bool last_pass = conducts() || parameter_gradients;
-    step_any<Leave::kMembranes, kSteps>(
+    step_any<Leave::kMembranesAlone, kSteps>(
         count, {rows.x, rows.u, nullptr, rows.c, nullptr, rows.v, rows.x_step, rows.v_step});
     with_gradient(p, [&]<Reset kReset, bool kAttached>(const auto& derivative) {
       step_gradient_rows<kReset, kAttached, kSteps>(
@@ -415,13 +439,18 @@ class Tile {
   template <class Call>
   void with_gradient(const LifBackward<float>& p, Call&& f) const {
     const SurrogateChoice& surrogate = p.surrogates[0];
-    with_surrogate<float>(surrogate.kind, surrogate.args, [&](const auto& derivative) {
+    const auto with_derivative = [&](const auto& derivative) {
       with_reset(dynamics_.reset, [&]<Reset kReset>(Constant<kReset>) {
         with_bool(!p.detach_reset, [&]<bool kAttached>(Constant<kAttached>) {
           f.template operator()<kReset, kAttached>(derivative);
         });
       });
-    });
+    };
+    if (p.derivatives) {
+      with_derivative(GivenDerivatives{});
+    } else {
+      with_surrogate<float>(surrogate.kind, surrogate.args, with_derivative);
+    }
   }
 
   const LifDynamics<float>& dynamics_;
@@ -451,7 +480,11 @@ void forward_in_blocks(const LifForward<float>& p, std::int64_t begin, std::int6
         const auto x = tile.input(plain, t, steps, from, count);
         const auto s = target_rows(p.spike_dtype, p.spikes, to, p.spikes_step, count, s_buffer);
         const StepRows at{x.data, u + from, u + from, c + from, c + from, s.data, x.step, s.step};
-        tile.step<Leave::kSpikes, steps>(plain, from, count, at);
+        if (p.membranes) {
+          tile.step<Leave::kMembranes, steps>(plain, from, count, at);
+        } else {
+          tile.step<Leave::kSpikes, steps>(plain, from, count, at);
+        }
         store_rows(p.spike_dtype, s, p.spikes, to, p.spikes_step, steps, count);
       });
     });
@@ -482,6 +515,7 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
   const Tile tile(p, begin, n, rows);
   const InputGradient<float> grad_x(p, tile.currents(), begin, n, kBlock, rows);
   const bool plain = tile.plain(), conducts = tile.conducts();
+  const float* const given = p.derivatives ? p.derivatives + begin : nullptr;
   const bool one_pass = plain && !parameter_gradients && !surrogate.normalized;
 
   start_from(p.v_init, begin, n, states);
@@ -528,7 +562,9 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
                               x.step,
                               count,
                               gs.step,
-                              gx.step};
+                              gx.step,
+                              given ? given + t * p.derivatives_step + from : nullptr,
+                              p.derivatives_step};
         if (fused) {
           if constexpr (steps != 1) tile.plain_gradient<steps>(p, from, count, after_end, at);
         } else {
@@ -539,7 +575,8 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
     });
   }
   if (p.grad_v_init || parameter_gradients) {
-    tile.start_gradient(p, n, states, grad_v, grad_threshold);
+    const float* const at_start = given ? given - p.derivatives_step : nullptr;
+    tile.start_gradient(p, n, states, at_start, grad_v, grad_threshold);
   }
   const auto keep = [&](const float* row, float* tensor) {
     if (tensor) std::copy_n(row, n, tensor + begin);

@@ -57,6 +57,16 @@ SNN_CLONES void derivative_row(std::int64_t n, const Each<F> neurons, const Deri
   }
 }
 
+// The same where ds/dz is given.
+template <class F>
+SNN_CLONES void given_row(std::int64_t n, const Each<F> neurons, const bool normalized,
+                          const std::int64_t first, const F* __restrict ds_dz,
+                          F* __restrict ds_dv) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    ds_dv[i] = ds_dz[i] * neurons.argument(first + i, normalized).scale;
+  }
+}
+
 // The same for surrogates of the time since the last spike; the clock moves on.
 template <class F>
 SNN_CLONES void spike_time_row(std::int64_t n, const Each<F> neurons, const SpikeTime<F> derivative,
@@ -189,13 +199,15 @@ void forward_by_steps(const LifForward<F>& p, std::int64_t begin, std::int64_t n
   };
   // A delayed spike leaves one step late: the first row is what the state before the first step
   // fires, the last spikes are seen by nobody.
-  const std::int64_t delay = p.dynamics.delayed_spike ? 1 : 0;
+  const std::int64_t delay = p.dynamics.delayed_spike && !p.membranes ? 1 : 0;
   if (delay) emit(0, [&](F* s) { fires_row(n, steps.neurons(), u, s); });
   for (std::int64_t t = 0; t < T; ++t) {
     const F* x = steps.current(t, c, current);
     F* const before = u + t % 2 * length;
     F* const after = u + (t + 1) % 2 * length;
-    const auto step = [&](F* s) { steps.step(x, before, v, after, s); };
+    const auto step = [&](F* out) {
+      steps.step(x, before, p.membranes ? out : v, after, p.membranes ? v : out);
+    };
     if (t + delay < T) {
       emit(t + delay, step);
     } else {
@@ -255,6 +267,11 @@ void backward_by_steps(const LifBackward<F>& p, std::int64_t begin, std::int64_t
                        for (std::int64_t t = looks_at_start ? 0 : 1; t <= T; ++t) {
                          F* const row = at(ds_dv, t) + from;
                          const F* const v = at(membranes, t) + from;
+                         if (p.derivatives) {
+                           given_row(count, steps.neurons(), choice.normalized, from,
+                                     p.derivatives + (t - 1) * p.derivatives_step + at_p, row);
+                           continue;
+                         }
                          if (choice.kind == Surrogate::kSpikeTime) {
                            const SpikeTime<F> derivative{F(choice.args[0]), F(choice.args[1])};
                            spike_time_row(count, steps.neurons(), derivative, choice.normalized,

@@ -75,6 +75,12 @@ class Surrogates {
     return SurrogateArgument<F>::of(neurons_.neuron(i).threshold, neurons_.inverse(i), normalized);
   }
 
+  // ds/dv of a step whose ds/dz is given.
+  SNN_HD void given(const Place<kCount>& place, const F* ds_dz, F (&ds_dv)[kCount]) const {
+    place.load_state(ds_dz, ds_dv);
+    for (int i = 0; i < kCount; ++i) ds_dv[i] = ds_dv[i] * argument(i).scale;
+  }
+
   // ds/dv of kSteps steps, from the membranes and the steps since the last spike.
   template <int kSteps>
   SNN_HD void derive(const F (&v)[kSteps][kCount], const F (&since)[kSteps][kCount],
@@ -313,8 +319,11 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
         const int t = from - k > begin ? from - k : begin;
         column.get(t - begin, 0, v[k]);
         if (clock) column.get(t - begin, clock_row, since[k]);
+        if (p.derivatives) {
+          surrogates.given(place, p.derivatives + t * p.derivatives_step, ds_dv[k]);
+        }
       }
-      surrogates.derive(v, since, ds_dv);
+      if (!p.derivatives) surrogates.derive(v, since, ds_dv);
 #pragma unroll
       for (int k = 0; k < kBlock; ++k) {
         const int t = from - k;
@@ -367,7 +376,11 @@ SNN_HD void backward(const Arguments<F>& a, std::int64_t thread, void* shared, i
     F v[1][kCount], since[1][kCount], ds_dv[1][kCount], gs[kCount] = {};
     place.load_state(p.v_init, v[0]);
     for (int i = 0; i < kCount; ++i) since[0][i] = std::numeric_limits<F>::infinity();
-    surrogates.derive(v, since, ds_dv);
+    if (p.derivatives) {
+      surrogates.given(place, p.derivatives - p.derivatives_step, ds_dv[0]);
+    } else {
+      surrogates.derive(v, since, ds_dv);
+    }
     if (delay) {
       Loads<kDtype, kCount, 1>::of(place, p.grad_spikes, p.grad_step, 0, 1, 1, T).get(0, gs);
     }
@@ -393,8 +406,9 @@ bool is_aligned(const LifBackward<F>& p) {
   const auto state = [](const F* row) { return loads_as_one(row, 0, sizeof(F), kMostNeurons); };
   return loads_as_one(p.x, p.shape.x_step, size, kMostNeurons) &&
          loads_as_one(p.grad_spikes, p.grad_step, size, kMostNeurons) &&
-         loads_as_one(p.grad_x, p.shape.neurons, size, kMostNeurons) && state(p.v_init) &&
-         state(p.current_init) && state(p.grad_state) && state(p.grad_current);
+         loads_as_one(p.grad_x, p.shape.neurons, size, kMostNeurons) &&
+         loads_as_one(p.derivatives, p.derivatives_step, sizeof(F), kMostNeurons) &&
+         state(p.v_init) && state(p.current_init) && state(p.grad_state) && state(p.grad_current);
 }
 
 template <Dtype kDtype, class Neurons, bool kSums, class F>

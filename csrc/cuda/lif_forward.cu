@@ -48,14 +48,16 @@ SNN_HD void forward(const LifForward<F>& p, bool aligned, std::int64_t thread) {
   State<F, kCount> state;
   place.load_state(p.v_init, state.u);
   place.load_state(p.current_init, state.c);
+  const int delay = p.membranes ? 0 : neurons.delay();
   const auto emit = [&](int t, const F(&v)[kCount]) {
+    if (p.membranes) return place.store_state(v, static_cast<F*>(p.spikes) + t * p.spikes_step);
     bool fired[kCount];
     for (int i = 0; i < kCount; ++i) fired[i] = fires(v[i], neurons.neuron(i));
     store_spikes<kDtype>(fired, place, p.spike_dtype, p.spikes, t * p.spikes_step);
   };
   // A delayed spike leaves one step late: the first row is what the state before the first step
   // fires, the last spikes are seen by nobody.
-  if (neurons.delay()) emit(0, state.u);
+  if (delay) emit(0, state.u);
   for (int t = 0; t < T; t += kBlock) {
     const auto loads = next;
     if (t + kBlock < T) next = x_from(t + kBlock);
@@ -66,7 +68,7 @@ SNN_HD void forward(const LifForward<F>& p, bool aligned, std::int64_t thread) {
       loads.get(k, x);
       seen.apply(x);
       step(neurons, x, state, v);
-      if (t + k + neurons.delay() < T) emit(t + k + neurons.delay(), v);
+      if (t + k + delay < T) emit(t + k + delay, v);
     }
   }
   place.store_state(state.u, p.state);

@@ -84,9 +84,9 @@ def lif_forward_kernel(
     for _ in range(blocks):
         rows = load_steps(x + lanes, x_step, mask, STEPS, CONSTANT)
         for k in tl.static_range(STEPS):
-            if DELAYED:
+            if DELAYED and FORMAT != "membranes":
                 store_spikes(spikes, fired, program, lanes, spikes_step, FORMAT, BLOCK)
-            u, c, _, _, spike = take_step(
+            u, c, v, _, spike = take_step(
                 u,
                 c,
                 seen_by_neurons(rows[k], a, b, AFFINE, STATE),
@@ -102,7 +102,9 @@ def lif_forward_kernel(
                 STRICT,
             )
             fired = spike & mask
-            if not DELAYED:
+            if FORMAT == "membranes":
+                tl.store(spikes + lanes, v, mask=mask)
+            elif not DELAYED:
                 store_spikes(spikes, fired, program, lanes, spikes_step, FORMAT, BLOCK)
             spikes += spikes_step
             x += x_step
@@ -138,10 +140,12 @@ def lif_backward_kernel(
     v_init,
     current_init,
     surrogates,
+    derivatives,
     neurons,
     blocks,
     x_step,
     grad_step,
+    derivatives_step,
     channels,
     repeat,
     samples,
@@ -218,6 +222,14 @@ def lif_backward_kernel(
         z_scale = inverse
         z_shift = tl.full([], 1.0, STATE)
 
+    # Where the derivatives are given, those of the state before the first step come first.
+    start_ds_dz = zero
+    if derivatives is not None:
+        derivatives += lanes
+        if LOOKS_AT_START:
+            start_ds_dz = tl.load(derivatives, mask=mask, other=0.0)
+            derivatives += derivatives_step
+
     start = load_or_zero(v_init, lanes, mask, STATE)
     c_start = load_or_zero(current_init, lanes, mask, STATE)
     since_start = tl.full([BLOCK], float("inf"), STATE)
@@ -260,6 +272,8 @@ def lif_backward_kernel(
 
     steps_before = tl.cast(blocks - 1, tl.int64) * STEPS
     grad_spikes += steps_before * grad_step
+    if derivatives is not None:
+        derivatives += steps_before * derivatives_step
     if not HELD:
         grad_x += steps_before * neurons
     # At the end of time stands the final state instead of a next step.
@@ -281,6 +295,9 @@ def lif_backward_kernel(
     for done in range(1 if WHOLE else blocks):
         rows = load_steps(x + lanes, x_step, mask, STEPS, CONSTANT)
         given = load_steps(grad_spikes + lanes, grad_step, mask, STEPS, False)
+        slopes = given
+        if derivatives is not None:
+            slopes = load_steps(derivatives, derivatives_step, mask, STEPS, False)
         u = u_block
         c = c_block
         since = since_block
@@ -324,7 +341,9 @@ def lif_backward_kernel(
             else:
                 u = u_block
             z = v * z_scale - z_shift
-            if SURROGATE == "mixed":
+            if SURROGATE == "given":
+                ds_dz = slopes[k]
+            elif SURROGATE == "mixed":
                 ds_dz = mixed_derivative(z, times[k], kind, first, second)
             else:
                 ds_dz = derivative(z, times[k], first, second, SURROGATE)
@@ -374,13 +393,17 @@ def lif_backward_kernel(
                 since_block = tl.load(kept_since + place, mask=earlier, other=0.0)
             x -= STEPS * tl.cast(x_step, tl.int64)
             grad_spikes -= STEPS * tl.cast(grad_step, tl.int64)
+            if derivatives is not None:
+                derivatives -= STEPS * tl.cast(derivatives_step, tl.int64)
             if not HELD:
                 grad_x -= STEPS * tl.cast(neurons, tl.int64)
 
     if LOOKS_AT_START:
         z = start * z_scale - z_shift
         never = tl.full([BLOCK], float("inf"), STATE)
-        if SURROGATE == "mixed":
+        if SURROGATE == "given":
+            ds_dz = start_ds_dz
+        elif SURROGATE == "mixed":
             ds_dz = mixed_derivative(z, never, kind, first, second)
         else:
             ds_dz = derivative(z, never, first, second, SURROGATE)

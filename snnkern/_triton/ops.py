@@ -226,8 +226,8 @@ def _forward(
     if bits:
         spikes = x.new_empty((timesteps, (plan.neurons + 7) // 8), dtype=torch.uint8)
     else:
-        uint8 = spike_format == reference.UINT8
-        spikes = empty_steps(x, torch.uint8 if uint8 else x.dtype, timesteps)
+        other = {reference.UINT8: torch.uint8, reference.MEMBRANES: dtype}
+        spikes = empty_steps(x, other.get(spike_format, x.dtype), timesteps)
     state = empty_step(x, dtype) if return_state else None
     current = empty_step(x, dtype) if return_state and neurons.has_synapse else None
     launch(
@@ -245,7 +245,9 @@ def _forward(
         spikes_step=spikes.shape[1] if bits else plan.neurons,
         channels=plan.channels,
         repeat=plan.repeat,
-        FORMAT="bits" if bits else "numbers",
+        FORMAT={reference.BITS: "bits", reference.MEMBRANES: "membranes"}.get(
+            spike_format, "numbers"
+        ),
         CONSTANT=time_stride(steps) == 0,
         STEPS=plan.steps,
         BLOCK=plan.block,
@@ -282,11 +284,14 @@ class Spiking(NamedTuple):
     surrogate_args: Sequence[float]
     normalized: bool
     surrogate_table: Tensor | None
+    derivatives: Tensor | None
     parameter_gradients: bool
 
     @property
     def kind(self) -> str:
-        """The surrogate's name; ``"mixed"`` where every sample has its own."""
+        """The surrogate's name; ``"mixed"`` where every sample has its own; or ``"given"``."""
+        if self.derivatives is not None:
+            return "given"
         return "mixed" if self.surrogate_table is not None else reference.KINDS[self.surrogate]
 
 
@@ -318,6 +323,17 @@ def _backward(
         if table.shape != (x.shape[1], 4):
             raise RuntimeError(f"snnkern: surrogates are a tensor [{x.shape[1]}, 4]")
         table = table.to(x.device, torch.float64).contiguous()
+    derivatives = spiking.derivatives
+    if derivatives is not None:
+        before = reference.looks_at_start(neurons.reset, neurons.delayed_spike)
+        expected = (timesteps + before, *x.shape[1:])
+        if derivatives.shape != expected or derivatives.dtype != dtype or table is not None:
+            raise RuntimeError(
+                f"snnkern: derivatives have shape {list(derivatives.shape)} and "
+                f"{derivatives.dtype}, expected {list(expected)}, the dtype of the state, and no "
+                "surrogates of single samples beside them"
+            )
+        derivatives = steps_like(x, derivatives)
     timed = spiking.kind in ("spike_time", "mixed")
     plan = Plan.of(x, timesteps, BACKWARD_HOLDS)
     whole = isinstance(timesteps, int) and plan.blocks == 1
@@ -367,10 +383,12 @@ def _backward(
         shift=norm.shift,
         mean=norm.mean if norm.sums else None,
         surrogates=table,
+        derivatives=derivatives,
         neurons=plan.neurons,
         blocks=plan.blocks,
         x_step=time_stride(steps),
         grad_step=time_stride(grads),
+        derivatives_step=0 if derivatives is None else time_stride(derivatives),
         channels=plan.channels,
         repeat=plan.repeat,
         samples=x.shape[1],
