@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snnkern import functional
@@ -158,9 +160,15 @@ _numbers: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
 
 
 def number(value: float | Tensor) -> float:
-    """The value of a 0-d tensor, for which a GPU is waited for once per change."""
+    """The value of a 0-d tensor, for which a GPU is waited for once per change.
+
+    A trace keeps the value that it has then.
+    """
     if not isinstance(value, Tensor):
         return float(value)
+    if torch.compiler.is_compiling():
+        traced: float = _as_traced(value)
+        return traced
     if not functional.waits_for_device(value):
         return float(value.item())
     known = _numbers.get(value)
@@ -169,11 +177,27 @@ def number(value: float | Tensor) -> float:
     return known[1]
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _as_traced(value: Tensor) -> float:
+    if isinstance(value, FakeTensor):
+        raise ValueError(
+            "strict is False, where parameters have no values, and an option of a neuron is one: "
+            "expected torch.export.export(strict=True)"
+        )
+    with _disable_current_modes():  # which would make it a number of the graph
+        return float(value.item())
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is one number that does not learn."""
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.requires_grad
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_looked_at(value: Any) -> bool:
+    """Whether ``value`` is one number, and no tensor of a trace, where it can change later."""
+    return is_number(value) and not (isinstance(value, Tensor) and torch.compiler.is_compiling())
 
 
 def bounded(value: Tensor) -> Tensor:
