@@ -126,8 +126,8 @@ def test_residual_networks_come_back(name: str, tmp_path: Path) -> None:
 def test_without_our_metadata_norms_are_convolutions() -> None:
     model = nn.Sequential(TimeDistributed(nn.BatchNorm2d(3)), NormLIF(3, leak=0.9)).double().eval()
     with torch.no_grad():
-        model[1].running_mean.normal_()  # type: ignore[union-attr,operator]
-        model[1].weight.uniform_(0.5, 2)  # type: ignore[union-attr,operator]
+        model[1].running_mean.normal_()  # type: ignore[operator]
+        model[1].weight.uniform_(0.5, 2)  # type: ignore[operator]
     x = torch.randn(6, 2, 3, 4, 4).double() * 2
     graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
     for node in graph.nodes.values():

@@ -274,7 +274,7 @@ class KunduResNet12(nn.Module):
         def fire(n: int, current: Tensor) -> Tensor:
             threshold = self.threshold[f"t{n}"]
             mem[n] = self.leak[f"l{n}"] * mem.get(n, torch.zeros(())) + current
-            spikes = (mem[n] / threshold - 1 > 0).float()
+            spikes: Tensor = (mem[n] / threshold - 1 > 0).float()
             mem[n] = mem[n] - threshold * spikes
             return spikes
 

@@ -63,6 +63,19 @@ class LIFConfig(NamedTuple):
         return self if settle is None else settle(self)
 
 
+def is_wanted(node: Any) -> bool:
+    """Whether a gradient that goes to this node of the graph is, in the backward that runs now.
+
+    ``torch.autograd.grad`` of the input alone asks for no gradient of parameters, though they
+    require one. What is not known, about leaves and in a trace, counts as wanted.
+    """
+    if node is None:
+        return False
+    if torch.compiler.is_compiling() or hasattr(node, "variable"):
+        return True
+    return bool(torch._C._will_engine_execute_node(node))
+
+
 def is_constant(steps: Tensor) -> bool:
     """Whether ``[T, N, ...]`` is one step, seen T times."""
     return steps.shape[0] > 1 and steps.stride(0) == 0
@@ -175,7 +188,9 @@ class LIFFunction(torch.autograd.Function):
             grad_state = grad_current = None
         elif synapse_decay is None:
             grad_current = None
-        needs = ctx.needs_input_grad
+        needs = list(ctx.needs_input_grad)
+        if not any(needs[n] and is_wanted(ctx.next_functions[n][0]) for n in (1, 2, 3)):
+            needs[1:4] = [False] * 3
         arguments = (
             grad_spikes,
             grad_state,

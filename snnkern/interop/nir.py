@@ -197,7 +197,7 @@ class _Writer:
                 del layers[0]
             if layers and isinstance(layers[-1][1], MeanReadout | SumReadout):
                 del layers[-1]
-        value = sample, ("input",)
+        value: tuple[Tensor, tuple[str, ...]] = sample, ("input",)
         for name, layer in layers:
             value = self.module(name, layer, *value)
         x, sources = value
@@ -245,20 +245,19 @@ class _Writer:
         self, name: str, layer: Residual, x: Tensor, sources: tuple[str, ...]
     ) -> tuple[Tensor, tuple[str, ...]]:
         """Both branches, whose sum the next node takes."""
-        parts: list[tuple[str, ...]] = []
         weights = layer.branch_weights
-        for number, (kind, branch) in enumerate(
-            (("shortcut", layer.shortcut), ("branch", layer.branch))
-        ):
+        total: tuple[str, ...] = ()
+        y = x
+        for number, kind in enumerate(("shortcut", "branch")):
+            branch = layer.get_submodule(kind)
             y, ends = self.module(f"{name}.{kind}", branch, x, sources)
-            # Sums of sums are added up in another order where they become one.
-            if weights is not None or (number == 1 and len(ends) > 1):
-                weight = torch.ones(()) if weights is None else weights[number]
-                scale = nir.Scale(_array(weight, y.shape[1:]))
+            # A sum within a sum would be added up in another order.
+            if weights is not None or (total and len(ends) > 1):
+                weight = 1.0 if weights is None else weights[number]
                 scaled = f"{len(self.nodes) - 1}_{name}_{kind}_weight".replace(".", "_")
-                ends = self.node(scaled, scale, ends)
-            parts.append(ends)
-        return y, (*parts[0], *parts[1])
+                ends = self.node(scaled, nir.Scale(_array(weight, y.shape[1:])), ends)
+            total = (*total, *ends)
+        return y, total
 
     def graph(
         self, graph: Graph, x: Tensor, sources: tuple[str, ...]

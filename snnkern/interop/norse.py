@@ -98,8 +98,9 @@ class FusedModule(Fused):
         """Spikes ``[T, ...]`` and the state after them."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         shape = x.shape[1:]
+        states: list[Tensor] | list[float]
         if state is None:  # not that of state_fallback, which asks for a gradient nobody sees
-            states = [x.new_full(shape, number(getattr(self.p, self.start)), dtype=dtype)]
+            states = [number(getattr(self.p, self.start))]
         else:
             states = [part.to(x.device, dtype).expand(shape) for part in state]
         options = self.fused_options()
@@ -108,8 +109,8 @@ class FusedModule(Fused):
                 options[name] = number(value)
             elif isinstance(value, Tensor):
                 options[name] = spread(name, value.to(x.device), shape)
-        spikes, *states = self.run_fused(x, *states, **options)
-        return spikes, self.state_type(*states)
+        spikes, *ends = self.run_fused(x, *states, **options)
+        return spikes, self.state_type(*ends)
 
 
 class FusedCell(FusedModule):

@@ -9,6 +9,7 @@ from sinabs import activation
 from sinabs.layers import IAF, LIF, IAFSqueeze, LIFSqueeze, StatefulLayer
 from torch import Tensor
 
+from snnkern.autograd import is_wanted
 from snnkern.interop.fused import Fused, Library, bounded, is_looked_at, is_number, number, spread
 from snnkern.surrogate import Erf, Exponential, Surrogate
 
@@ -29,8 +30,10 @@ class GainGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """With the sum of the product of gradient and input, which is never stored."""
+        if not is_wanted(ctx.next_functions[1][0]):
+            return grad, None, None
         (x,) = ctx.saved_tensors
         pairs = [t.transpose(0, 1).reshape(-1).split(CHUNK) for t in (grad, x)]
         dots = torch.stack([torch.dot(*pair) for pair in zip(*pairs, strict=True)])
