@@ -63,16 +63,17 @@ class LIFConfig(NamedTuple):
         return self if settle is None else settle(self)
 
 
-def is_wanted(node: Any) -> bool:
-    """Whether a gradient that goes to this node of the graph is, in the backward that runs now.
+def is_wanted(ctx: Any, number: int) -> bool:
+    """Whether the backward that runs now wants the gradient of this tensor of a Function's inputs.
 
     ``torch.autograd.grad`` of the input alone asks for no gradient of parameters, though they
     require one. What is not known, about leaves and in a trace, counts as wanted.
     """
-    if node is None:
-        return False
-    if torch.compiler.is_compiling() or hasattr(node, "variable"):
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
+    node = ctx.next_functions[number][0]
+    if node is None or hasattr(node, "variable"):
+        return node is not None
     return bool(torch._C._will_engine_execute_node(node))
 
 
@@ -189,7 +190,7 @@ class LIFFunction(torch.autograd.Function):
         elif synapse_decay is None:
             grad_current = None
         needs = list(ctx.needs_input_grad)
-        if not any(needs[n] and is_wanted(ctx.next_functions[n][0]) for n in (1, 2, 3)):
+        if not any(needs[n] and is_wanted(ctx, n) for n in (1, 2, 3)):
             needs[1:4] = [False] * 3
         arguments = (
             grad_spikes,

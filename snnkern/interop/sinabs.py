@@ -32,7 +32,7 @@ class GainGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """With the sum of the product of gradient and input, which is never stored."""
-        if not is_wanted(ctx.next_functions[1][0]):
+        if not is_wanted(ctx, 1):
             return grad, None, None
         (x,) = ctx.saved_tensors
         pairs = [t.transpose(0, 1).reshape(-1).split(CHUNK) for t in (grad, x)]
