@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
+from python_tests.twins import (
+    assert_same_calls,
+    assert_same_state_dict,
+    braincog_nodes,
+    lift,
+    twins,
+)
 from snnkern.interop import accelerate, restore
 
 T = 5
 
 
-def nodes() -> Any:
-    """The library's nodes without the rest of it, which asks for many other packages."""
-    spec = find_spec("braincog")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("braincog is not installed", allow_module_level=True)
-    root = Path(next(iter(spec.submodule_search_locations))).parent
-    for name in ("braincog", "braincog.base", "braincog.base.strategy"):
-        package = ModuleType(name)
-        package.__path__ = [str(root.joinpath(*name.split(".")))]
-        sys.modules.setdefault(name, package)
-    pytest.importorskip("einops")
-    return import_module("braincog.base.node")
-
-
-node = nodes()
+node = braincog_nodes()
 Make = Callable[..., nn.Module]
 
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from python_tests.twins import lift
-from snnkern.nn import IF, LIF, Direct, MeanReadout, TimeDistributed
+from snnkern.models import resnet12, resnet20, wrn16_4
+from snnkern.nn import IF, LIF, Direct, MeanReadout, NormLIF, Residual, TimeDistributed
 from snnkern.surrogate import ATan
 
 nir = pytest.importorskip("nir", exc_type=ImportError)
 ours = pytest.importorskip("snnkern.interop.nir", exc_type=ImportError)
 DT = 1e-3
+T = 4
 # What the libraries call.
 DEPRECATED = pytest.mark.filterwarnings("ignore:nirtorch:DeprecationWarning")
 
@@ -78,6 +80,95 @@ def test_a_round_trip_gives_the_same_spikes(makers: Any, reset: str, tmp_path: P
     spikes = model(x)
     assert 0.02 < spikes.mean() < 0.98
     assert torch.equal(twin(x), spikes)
+
+
+def residual_network(name: str) -> nn.Module:
+    """The layers of a network of the papers, after training that says something."""
+    torch.manual_seed(0)
+    make = {"resnet12": resnet12, "resnet20": resnet20, "wrn16_4": wrn16_4}[name]
+    layers = make(timesteps=T, input_shape=(3, 16, 16)).layers.eval()
+    with torch.no_grad():
+        for module in layers.modules():
+            if isinstance(module, NormLIF | nn.BatchNorm2d):
+                module.weight.uniform_(0.8, 1.5)  # type: ignore[union-attr]
+                module.bias.uniform_(0, 0.5)  # type: ignore[union-attr]
+                module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.1, 0.5)  # type: ignore[union-attr]
+            elif isinstance(module, Residual) and module.branch_weights is not None:
+                module.branch_weights.copy_(torch.tensor([0.3, 0.8]))
+            elif isinstance(module, nn.Conv2d):
+                module.weight.normal_(0, (3 / module.weight[0].numel()) ** 0.5)
+    return layers
+
+
+@pytest.mark.parametrize("name", ["resnet12", "resnet20", "wrn16_4"])
+def test_residual_networks_come_back(name: str, tmp_path: Path) -> None:
+    """And go out again, from what came back."""
+    model = residual_network(name)
+    x = torch.rand(T, 2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    reset = "soft" if name == "resnet12" else "hard"
+    graph = ours.to_nir(model, x[0], dt=DT, reset=reset)
+    nir.write(tmp_path / "net.nir", graph)
+    twin = ours.from_nir(tmp_path / "net.nir", dt=DT, reset=reset)
+    again = ours.from_nir(ours.to_nir(twin, x[0], dt=DT, reset=reset), dt=DT, reset=reset)
+    fired: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, LIF):
+            module.register_forward_hook(lambda _, __, spikes: fired.append(spikes.mean()))
+    with torch.no_grad():
+        logits = model(x)
+        assert min(fired) > 0.01
+        assert max(fired) < 0.99
+        assert torch.equal(twin(x), logits)
+        assert torch.equal(again(x), logits)
+
+
+def test_without_our_metadata_norms_are_convolutions() -> None:
+    model = nn.Sequential(TimeDistributed(nn.BatchNorm2d(3)), NormLIF(3, leak=0.9)).double().eval()
+    with torch.no_grad():
+        model[1].running_mean.normal_()  # type: ignore[operator]
+        model[1].weight.uniform_(0.5, 2)  # type: ignore[operator]
+    x = torch.randn(6, 2, 3, 4, 4).double() * 2
+    graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+    for node in graph.nodes.values():
+        node.metadata = {}
+    twin = ours.from_nir(graph, dt=DT, reset="hard", strict=False)
+    assert [type(layer) for layer in twin] == [TimeDistributed, TimeDistributed, LIF]
+    spikes = model(x)
+    assert 0.02 < spikes.mean() < 0.98
+    assert (twin.double()(x) != spikes).double().mean() < 1e-3  # weights are kept as float32
+
+
+def test_edges_into_one_node_add_up() -> None:
+    """A graph of somebody else: branches of branches, and one that goes past several layers."""
+    w, scale = np.random.default_rng(0).normal(size=(4, 4)) * 1.5, np.linspace(0.5, 2.0, 4)
+    neurons = {k: np.full(4, v) for k, v in (("tau", 5e-3), ("r", 5.0), ("v_leak", 0.0))}
+    nodes = {
+        "input": nir.Input({"input": np.array([4])}),
+        "a": nir.LIF(**neurons, v_threshold=np.full(4, 0.7)),
+        "b": nir.Linear(w),
+        "c.d": nir.Scale(scale),
+        "e": nir.LIF(**neurons, v_threshold=np.full(4, 1.1)),
+        "output": nir.Output({"output": np.array([4])}),
+    }
+    edges = [("input", "a"), ("a", "b"), ("a", "c.d"), ("c.d", "b"), ("b", "e"), ("input", "e")]
+    graph = nir.NIRGraph(nodes, [*edges, ("e", "output"), ("a", "output")])
+    x = torch.rand(8, 3, 4, generator=torch.Generator().manual_seed(0))
+    a, e, out = torch.zeros(3, 4).double(), torch.zeros(3, 4).double(), []
+    for x_t in x.double().unbind(0):
+        a = 0.8 * a + x_t
+        s = (a > 0.7).double()
+        a = a * (1 - s)
+        e = 0.8 * e + (s + s * torch.as_tensor(scale)) @ torch.as_tensor(w).T + x_t
+        s_e = (e > 1.1).double()
+        e = e * (1 - s_e)
+        out.append(s + s_e)
+    expected = torch.stack(out)
+    twin = ours.from_nir(graph, dt=DT, reset="hard")
+    assert len(expected.unique()) == 3
+    assert torch.equal(twin(x).double(), expected)
+    again = ours.from_nir(ours.to_nir(twin, x[0], dt=DT, reset="hard"), dt=DT, reset="hard")
+    assert torch.equal(again(x).double(), expected)
 
 
 def test_the_equations_are_those_of_nir() -> None:
@@ -231,6 +322,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "mixed": (lambda: LIF(torch.tensor([0.5, 1.0, 0.2])), "with and without a leak"),
     "max": (lambda: TimeDistributed(nn.MaxPool1d(1)), "MaxPool1d, which NIR cannot express"),
     "norm": (lambda: TimeDistributed(nn.BatchNorm1d(3)), "BatchNorm1d, which NIR cannot"),
+    "norm of the batch": (
+        lambda: NormLIF(3, track_running_stats=False, leak=0.9),
+        "no running statistics",
+    ),
+    "norm of features": (lambda: NormLIF(3, leak=0.9), r"sees \[3\], expected maps"),
+    "twice the same": (lambda: Residual(nn.Identity()), "takes input twice"),
     "readout inside": (lambda: nn.Sequential(MeanReadout(), nn.Tanh()), "MeanReadout, which NIR"),
 }
 
@@ -259,9 +356,13 @@ def test_graphs_that_are_refused() -> None:
         "b": lif(),
         "output": nir.Output({"output": np.array([2])}),
     }
-    branches = [("input", "a"), ("input", "b"), ("a", "output"), ("b", "output")]
-    with pytest.raises(ValueError, match="branches at input -> b"):
-        ours.from_nir(nir.NIRGraph(nodes, branches), dt=DT, reset="hard")
+    for edges, why in (
+        ([("input", "a"), ("a", "b"), ("b", "a"), ("a", "output")], r"loop among \['a', 'b'"),
+        ([("input", "a"), ("input", "b"), ("a", "output")], "ends at "),
+        ([("input", "a"), ("a", "output"), ("b", "output")], "starts at "),
+    ):
+        with pytest.raises(ValueError, match=why):
+            ours.from_nir(nir.NIRGraph(nodes, edges), dt=DT, reset="hard")
     with pytest.raises(ValueError, match="reset is 'none'"):
         ours.from_nir(nir.NIRGraph.from_list(lif()), dt=DT, reset="none")
 

@@ -203,3 +203,21 @@ def test_half_inputs() -> None:
     own, fused, _ = twins(sl.LIF(**single(tau_mem=5.0)))
     with pytest.warns(UserWarning, match="LIF runs the library's own steps: .* torch.bfloat16"):
         assert torch.equal(fused(x), own(x))
+
+
+def test_who_asks_for_the_input_alone_gets_its_gradient_without_those_of_parameters() -> None:
+    own, fused, _ = twins(sl.LIF(**single(tau_mem=5.0, tau_syn=3.0, norm_input=False)))
+    plain, quick, _ = twins(sl.LIF(**single(tau_mem=5.0)))
+    for theirs, ours in ((own, fused), (plain, quick)):
+        grads = []
+        for layer in (theirs, ours):
+            x = images(3, T, 7).requires_grad_()
+            layer.reset_states()
+            parameters = [p for p in layer.parameters() if p.requires_grad]
+            spikes = layer(x)
+            (alone,) = torch.autograd.grad(spikes.sum(), x, retain_graph=True)
+            together = torch.autograd.grad(spikes.sum(), [x, *parameters])
+            assert torch.equal(alone, together[0])
+            grads.append(together)
+        for actual, expected in zip(*grads, strict=True):
+            torch.testing.assert_close(actual, expected)

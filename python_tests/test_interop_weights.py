@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnkern.interop.weights import load_weights
-from snnkern.models import vgg5, vgg11, wrn16_4
+from snnkern.models import resnet12, resnet20, vgg5, vgg11, wrn16_4
 
 T = 4
 SHAPE = (3, 16, 16)
@@ -150,6 +150,41 @@ class OzdenizciWRN(OverTime):
         return self.logits(x, self.features, self.classifier)
 
 
+class PostBlock(nn.Module):
+    """A block of ResNet20: neurons behind the sum, and a shortcut that is defined last."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+        self.act1, self.act2 = Spikes(0.4), Spikes(0.3)
+        self.convex = Convex()
+        self.shortcut = nn.Sequential()
+        if stride != 1:
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        total = self.convex.comb[0] * self.shortcut(x) + self.convex.comb[1] * branch
+        spikes: Tensor = self.act2(total)
+        return spikes
+
+
+class OzdenizciResNet20(OverTime):
+    def __init__(self) -> None:
+        super().__init__()
+        stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), Spikes(0.5)]
+        widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)]
+        every = [PostBlock(*width) for width in [*widths, (64, 64, 1), (64, 64, 1)]]
+        self.features = nn.Sequential(*stem, *every, nn.AdaptiveAvgPool2d((1, 1)))
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(x, self.features, self.classifier)
+
+
 class KunduVGG5(nn.Module):
     """Thresholds and leaks beside the layers, by the number of the layer; a soft reset."""
 
@@ -197,6 +232,68 @@ class KunduVGG5(nn.Module):
         return total
 
 
+class DietBlock(nn.Module):
+    """Names alone: what acts stands in the network."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        convs = (
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+        )
+        self.residual: Any = nn.Sequential(convs[0], nn.ReLU(), nn.Dropout(0.0), convs[1])
+        past = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.identity = nn.Sequential(*([] if stride == 1 else [past]))
+
+
+class KunduResNet12(nn.Module):
+    """The names of DIET-SNN, which HIRE-SNN builds on, with the neurons of HIRE-SNN."""
+
+    pre_process: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        stem: list[nn.Module] = []
+        for inputs in (3, 64, 64):
+            conv = nn.Conv2d(inputs, 64, 3, padding=1, bias=False)
+            stem += [conv, nn.ReLU(), nn.Dropout(0.0)]
+        stem[-1] = nn.AvgPool2d(2)
+        self.pre_process = nn.Sequential(*stem)
+        widths = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
+        for number, width in enumerate(widths, 1):
+            self.add_module(f"layer{number}", nn.Sequential(DietBlock(*width)))
+        self.classifier = nn.Sequential(nn.Linear(512, 10, bias=False))
+        self.threshold, self.leak = nn.ParameterDict(), nn.ParameterDict()
+        for n in sorted((0, 3, 6, *range(9, 17)), key=str):
+            self.threshold[f"t{n}"] = nn.Parameter(torch.tensor(0.1 + 0.01 * n))
+            self.leak[f"l{n}"] = nn.Parameter(torch.tensor(0.99 - 0.01 * n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem: dict[int, Tensor] = {}
+
+        def fire(n: int, current: Tensor) -> Tensor:
+            threshold = self.threshold[f"t{n}"]
+            mem[n] = self.leak[f"l{n}"] * mem.get(n, torch.zeros(())) + current
+            spikes: Tensor = (mem[n] / threshold - 1 > 0).float()
+            mem[n] = mem[n] - threshold * spikes
+            return spikes
+
+        total = torch.zeros(len(x), 10)
+        for _ in range(T):
+            out = x
+            for n in (0, 3, 6):
+                out = fire(n, self.pre_process[n](out))
+            out = self.pre_process[8](out)
+            for number in range(4):
+                (block,) = self.get_submodule(f"layer{number + 1}").children()
+                assert isinstance(block, DietBlock)
+                past = block.identity(out)
+                out = fire(9 + 2 * number, block.residual[0](out))
+                out = fire(10 + 2 * number, block.residual[3](out) + past)
+            total = total + self.classifier(out.flatten(1))
+        return total
+
+
 def trained(make: Any) -> nn.Module:
     """With norms, weights and logits that say something."""
     torch.manual_seed(0)
@@ -224,6 +321,14 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
         OzdenizciWRN,
         lambda: wrn16_4(timesteps=T, input_shape=SHAPE, paper="ozdenizci"),
     ),
+    "RobustSNNConversion ResNet20": (
+        OzdenizciResNet20,
+        lambda: resnet20(timesteps=T, input_shape=SHAPE, paper="ozdenizci"),
+    ),
+    "HIRE ResNet12": (
+        KunduResNet12,
+        lambda: resnet12(timesteps=T, input_shape=SHAPE, paper="kundu"),
+    ),
     "HIRE VGG5": (KunduVGG5, lambda: vgg5(timesteps=T, input_shape=SHAPE, paper="kundu")),
 }
 
@@ -250,8 +355,9 @@ def test_what_does_not_fit_is_refused_and_nothing_copied() -> None:
             {"layer1.0.weight": torch.zeros(64, 3, 5, 5)},
             r"layer1.0.weight has shape \[64, 3, 5, 5\]",
         ),
-        ({"more.weight": torch.zeros(1)}, "10 of kind|7 of kind"),
-        ({"else.gamma": torch.zeros(1)}, "else.gamma"),
+        ({"layer3.0.weight": torch.zeros(1)}, "7 of kind 'weight', expected 6"),
+        ({"more.weight": torch.zeros(1)}, r"weights has \['more.weight'\]"),
+        ({"layer1.0.gamma": torch.zeros(1)}, r"weights has \['layer1.0.gamma'\]"),
         ({"layer1.0.weight": 3}, "expected tensors alone"),
     ):
         network = vgg5(timesteps=T, input_shape=SHAPE)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -103,3 +110,18 @@ def assert_same_state_dict(own: nn.Module, fused: nn.Module) -> None:
     assert list(theirs) == list(ours)
     own.load_state_dict(ours)
     fused.load_state_dict(theirs)
+
+
+@cache
+def braincog_nodes() -> Any:
+    """BrainCog's nodes without the rest of it, which asks for many other packages."""
+    spec = find_spec("braincog")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("braincog is not installed", allow_module_level=True)
+    root = Path(next(iter(spec.submodule_search_locations))).parent
+    for name in ("braincog", "braincog.base", "braincog.base.strategy"):
+        package = ModuleType(name)
+        package.__path__ = [str(root.joinpath(*name.split(".")))]
+        sys.modules.setdefault(name, package)
+    pytest.importorskip("einops")
+    return import_module("braincog.base.node")

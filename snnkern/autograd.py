@@ -63,6 +63,20 @@ class LIFConfig(NamedTuple):
         return self if settle is None else settle(self)
 
 
+def is_wanted(ctx: Any, number: int) -> bool:
+    """Whether the backward that runs now wants the gradient of this tensor of a Function's inputs.
+
+    ``torch.autograd.grad`` of the input alone asks for no gradient of parameters, though they
+    require one. What is not known, about leaves and in a trace, counts as wanted.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    node = ctx.next_functions[number][0]
+    if node is None or hasattr(node, "variable"):
+        return node is not None
+    return bool(torch._C._will_engine_execute_node(node))
+
+
 def is_constant(steps: Tensor) -> bool:
     """Whether ``[T, N, ...]`` is one step, seen T times."""
     return steps.shape[0] > 1 and steps.stride(0) == 0
@@ -215,7 +229,9 @@ class LIFFunction(torch.autograd.Function):
             grad_state = grad_current = None
         elif synapse_decay is None:
             grad_current = None
-        needs = ctx.needs_input_grad
+        needs = list(ctx.needs_input_grad)
+        if not any(needs[n] and is_wanted(ctx, n) for n in (1, 2, 3)):
+            needs[1:4] = [False] * 3
         derivatives = None
         if config.rule is not None:
             given = (x, config.timesteps, decay, threshold, synapse_decay, v_init, current_init)

@@ -1372,6 +1372,8 @@ def _state(name: str, value: float | Tensor | None, x: Tensor) -> Tensor | None:
     if not isinstance(value, Tensor):
         check_number(name, value)
         _check_representable(name, value, dtype)
+        if value == 0:  # where they start without being told
+            return None
         return torch.full(x.shape[1:], value, dtype=dtype, device=x.device)
     _check_dense(name, value)
     if value.dtype not in (dtype, x.dtype):

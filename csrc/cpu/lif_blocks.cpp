@@ -60,13 +60,13 @@ void with_model(const LifDynamics<float>& dynamics, Call&& f) {
 
 // How neuron i sees its input: as it is, normalised, or times the gain.
 struct AsItIs {
-  static constexpr bool kNormalised = false, kGiven = false;
+  static constexpr bool kNormalised = false, kGiven = false, kScaled = false;
   SNN_HD AsItIs operator[](std::int64_t) const { return {}; }
   SNN_HD float operator()(float x) const { return x; }
 };
 
 struct Normalised {
-  static constexpr bool kNormalised = true, kGiven = false;
+  static constexpr bool kNormalised = true, kGiven = false, kScaled = false;
   struct Channel {
     float scale, shift;
     SNN_HD float operator()(float x) const { return scale * x + shift; }
@@ -76,6 +76,7 @@ struct Normalised {
 };
 
 struct Gained {
+  static constexpr bool kNormalised = false, kGiven = false, kScaled = true;
   float gain;
   SNN_HD Gained operator[](std::int64_t) const { return *this; }
   SNN_HD float operator()(float x) const { return gain * x; }
@@ -83,7 +84,7 @@ struct Gained {
 
 // No input: the membranes are given.
 struct Given {
-  static constexpr bool kNormalised = false, kGiven = true;
+  static constexpr bool kNormalised = false, kGiven = true, kScaled = true;
 };
 
 // In place of a surrogate: ds/dz of every step is given.
@@ -155,11 +156,11 @@ struct GradientRows {
 };
 
 // kSteps steps of the backward scan over a row of neurons, to dL/dv and the threshold's share.
-// Membranes of a plain model are recomputed on the way, from the input as `Input` shows it; those
-// of others are given. What is left in rows.gx is `factor` times dL/dv. `after_end`: grad_v holds
-// dL/du of the last step instead.
-template <Reset kReset, bool kAttached, std::int64_t kSteps, class Input, class Derivative,
-          class Argument>
+// Membranes are recomputed on the way, from the input as `Input` shows it, or given. What is left
+// in rows.gx is dL/dv, times `factor` where the input is scaled or the membranes are given.
+// `after_end`: grad_v holds dL/du of the last step instead.
+template <Charge kCharge, Reset kReset, bool kAttached, std::int64_t kSteps, class Input,
+          class Derivative, class Argument>
 SNN_CLONES void step_gradient_rows(std::int64_t n, const Layer layer, const float factor,
                                    const Input input, const Derivative derivative, const Argument z,
                                    const bool after_end, const GradientRows rows) {
@@ -201,7 +202,7 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Layer layer, const floa
       for (std::int64_t k = 0; k < kSteps; ++k) {
         g_spike[k] = gs[i + k * gs_step];
         current[k] = x[i + k * x_step];
-        v[k] = charge<Charge::kLeak, kReset>(u, see(current[k]), neuron);
+        v[k] = charge<kCharge, kReset>(u, see(current[k]), neuron);
         u = reset<kReset>(v[k], fires(v[k], neuron), neuron);
       }
     }
@@ -224,7 +225,7 @@ SNN_CLONES void step_gradient_rows(std::int64_t n, const Layer layer, const floa
     }
 #pragma GCC unroll 4
     for (std::int64_t k = 0; k < kSteps; ++k) {
-      gx[i + k * gx_step] = Input::kGiven ? factor * g_v[k] : g_v[k];
+      gx[i + k * gx_step] = Input::kScaled ? factor * g_v[k] : g_v[k];
     }
     grad_v[i] = g_next;
     if constexpr (Input::kGiven) grad_threshold[i] += threshold;
@@ -344,6 +345,15 @@ class Tile {
     return dynamics_.charge == Charge::kLeak && !conducts() && dynamics_.gain == 1.0f;
   }
 
+  // Whether the backward scan of these neurons is one pass, unless parameters want gradients.
+  // Compiled so are plain ones and, of others without a synapse, what SpikingJelly, BrainCog and
+  // sinabs have.
+  bool in_one_pass() const {
+    const bool at_once = dynamics_.reset == Reset::kHard || dynamics_.reset == Reset::kSoft;
+    const bool charged = dynamics_.charge == Charge::kLeak || dynamics_.charge == Charge::kEuler;
+    return plain() || (charged && at_once && !conducts() && !affine_);
+  }
+
   // `steps` rows of the input: as they lie, or as the neurons see them.
   RowsOf<const float> input(bool as_it_lies, std::int64_t t, std::int64_t steps, std::int64_t from,
                             std::int64_t count) const {
@@ -366,16 +376,27 @@ class Tile {
     }
   }
 
-  // kSteps steps backward in one pass, for a plain tile.
+  // kSteps steps backward in one pass.
   template <std::int64_t kSteps>
-  void plain_gradient(const LifBackward<float>& p, std::int64_t from, std::int64_t count,
-                      bool after_end, const GradientRows& rows) const {
-    with_input(from, [&](const auto& input) {
-      with_gradient(p, [&]<Reset kReset, bool kAttached>(const auto& derivative) {
-        step_gradient_rows<kReset, kAttached, kSteps>(
-            count, layer_, 1.0f, input, derivative,
-            DistanceToThreshold<float>{layer_.neuron.threshold}, after_end, rows);
-      });
+  void gradient_in_one_pass(const LifBackward<float>& p, std::int64_t from, std::int64_t count,
+                            bool after_end, const GradientRows& rows) const {
+    const DistanceToThreshold<float> z{layer_.neuron.threshold};
+    const float factor = layer_.gain * layer_.dx;
+    with_gradient(p, [&]<Reset kReset, bool kAttached>(const auto& derivative) {
+      const auto run = [&]<Charge kCharge>(Constant<kCharge>, const auto& input) {
+        step_gradient_rows<kCharge, kReset, kAttached, kSteps>(count, layer_, factor, input,
+                                                               derivative, z, after_end, rows);
+      };
+      if (plain()) {
+        with_input(from, [&](const auto& input) { run(Constant<Charge::kLeak>{}, input); });
+      } else if constexpr (kReset == Reset::kHard || kReset == Reset::kSoft) {
+        const Gained input{layer_.gain};
+        if (dynamics_.charge == Charge::kLeak) {
+          run(Constant<Charge::kLeak>{}, input);
+        } else {
+          run(Constant<Charge::kEuler>{}, input);
+        }
+      }
     });
   }
 
@@ -402,7 +423,7 @@ class Tile {
     step_any<Leave::kMembranesAlone, kSteps>(
         count, {rows.x, rows.u, nullptr, rows.c, nullptr, rows.v, rows.x_step, rows.v_step});
     with_gradient(p, [&]<Reset kReset, bool kAttached>(const auto& derivative) {
-      step_gradient_rows<kReset, kAttached, kSteps>(
+      step_gradient_rows<Charge::kLeak, kReset, kAttached, kSteps>(
           count, layer_, last_pass ? 1.0f : layer_.gain * layer_.dx, Given{}, derivative,
           layer_.argument(p.surrogates[0].normalized), after_end, rows);
     });
@@ -516,7 +537,7 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
   const InputGradient<float> grad_x(p, tile.currents(), begin, n, kBlock, rows);
   const bool plain = tile.plain(), conducts = tile.conducts();
   const float* const given = p.derivatives ? p.derivatives + begin : nullptr;
-  const bool one_pass = plain && !parameter_gradients && !surrogate.normalized;
+  const bool one_pass = tile.in_one_pass() && !parameter_gradients && !surrogate.normalized;
 
   start_from(p.v_init, begin, n, states);
   if (conducts) start_from(p.current_init, begin, n, synapses);
@@ -566,7 +587,7 @@ void backward_in_blocks(const LifBackward<float>& p, std::int64_t begin, std::in
                               given ? given + t * p.derivatives_step + from : nullptr,
                               p.derivatives_step};
         if (fused) {
-          if constexpr (steps != 1) tile.plain_gradient<steps>(p, from, count, after_end, at);
+          if constexpr (steps != 1) tile.gradient_in_one_pass<steps>(p, from, count, after_end, at);
         } else {
           tile.gradient<steps>(p, parameter_gradients, count, after_end, at);
         }

@@ -71,9 +71,8 @@ def accelerate(model: nn.Module, *, corrected: bool = False) -> Report:
     Raises:
         ValueError: ``model`` holds no neuron of these libraries.
 
-    torch.compile sees the neurons of SpikingJelly and snnTorch whole; those of the others it runs
-    with graph breaks. torch.export takes those of snnTorch, and what ``layerwise`` gives.
-    What fires several times a step (the default of sinabs) is left.
+    torch.compile and torch.export see the neurons whole, and ``unroll`` takes them to ONNX. What
+    fires several times a step (the default of sinabs) is left.
 
     Where a library itself computes NaN (a membrane of infinity after a hard reset; the gradient of
     snnTorch's sigmoid far below the threshold), a fused neuron does not. A threshold that is learnt

@@ -9,7 +9,7 @@ from braincog.base.node import node
 from braincog.base.strategy import surrogate
 from torch import Tensor
 
-from snnkern.interop.fused import Fused, Library, bounded, is_number, number
+from snnkern.interop.fused import Fused, Library, bounded, input_decay, is_number, number
 from snnkern.surrogate import ATan, Rectangle, Sigmoid, Surrogate, Triangle
 
 
@@ -115,8 +115,7 @@ class FusedLIFNode(FusedNode, node.LIFNode):
 
     def fused_options(self) -> dict[str, Any]:
         """It takes its threshold as it is, whatever ``sigmoid_thres`` says."""
-        charge = {"charge": "decay_input", "tau": self.tau, "threshold": self.threshold}
-        return super().fused_options() | charge
+        return super().fused_options() | input_decay(self.tau) | {"threshold": self.threshold}
 
 
 class FusedPLIFNode(FusedNode, node.PLIFNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import MutableMapping
 from importlib import metadata
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snnkern import functional
@@ -80,11 +83,11 @@ class Fused(GradientMode):
         warnings.warn(f"{name} runs the library's own steps: {reason}", stacklevel=4)
 
     def run_fused(
-        self, x: Tensor, *states: Tensor, surrogate: Surrogate | str | None, **options: Any
+        self, x: Tensor, *states: Tensor | float, surrogate: Surrogate | str | None, **options: Any
     ) -> tuple[Tensor, ...]:
         """Spikes and states after ``x``, ``[T, ...]`` with or without a batch.
 
-        ``states``: the membrane and, if there is a synapse, its current.
+        ``states``: the membrane and, if there is a synapse, its current; or one number for all.
         """
         if self.is_relu:
             raise ValueError(
@@ -103,7 +106,7 @@ class Fused(GradientMode):
         shape = x.shape[1:]
         if flat := x.dim() < 2:
             x = x.reshape(len(x), 1)
-            states = tuple(state.reshape(1) for state in states)
+            states = tuple(s.reshape(1) if isinstance(s, Tensor) else s for s in states)
         starts = dict(zip(("v_init", "current_init"), states, strict=False))
         lif: Any = functional.lif
         spikes, *ends = lif(x, surrogate=chosen, return_state=True, **starts, **options)
@@ -111,7 +114,7 @@ class Fused(GradientMode):
             return spikes.reshape(len(x), *shape), *(state.reshape(shape) for state in ends)
         return spikes, *ends
 
-    def step_fused(self, x: Tensor, *states: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    def step_fused(self, x: Tensor, *states: Tensor | float, **options: Any) -> tuple[Tensor, ...]:
         """``run_fused`` for one time step without its axis."""
         spikes, *ends = self.run_fused(x.unsqueeze(0), *states, **options)
         return spikes.squeeze(0), *ends
@@ -158,9 +161,15 @@ _numbers: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
 
 
 def number(value: float | Tensor) -> float:
-    """The value of a 0-d tensor, for which a GPU is waited for once per change."""
+    """The value of a 0-d tensor, for which a GPU is waited for once per change.
+
+    A trace keeps the value that it has then.
+    """
     if not isinstance(value, Tensor):
         return float(value)
+    if torch.compiler.is_compiling():
+        traced: float = _as_traced(value)
+        return traced
     if not functional.waits_for_device(value):
         return float(value.item())
     known = _numbers.get(value)
@@ -169,11 +178,37 @@ def number(value: float | Tensor) -> float:
     return known[1]
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _as_traced(value: Tensor) -> float:
+    if isinstance(value, FakeTensor):
+        raise ValueError(
+            "strict is False, where parameters have no values, and an option of a neuron is one: "
+            "expected torch.export.export(strict=True)"
+        )
+    with _disable_current_modes():  # which would make it a number of the graph
+        return float(value.item())
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is one number that does not learn."""
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.requires_grad
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_looked_at(value: Any) -> bool:
+    """Whether ``value`` is one number, and no tensor of a trace, where it can change later."""
+    return is_number(value) and not (isinstance(value, Tensor) and torch.compiler.is_compiling())
+
+
+def input_decay(tau: Any) -> dict[str, Any]:
+    """The options of ``v + (x - v) / tau``.
+
+    For a power of two a product with ``1 / tau`` rounds like the division, and takes less time.
+    """
+    if isinstance(tau, int | float) and math.frexp(tau)[0] == 0.5:
+        return {"charge": "euler", "rate": 1.0 / tau}
+    return {"charge": "decay_input", "tau": tau}
 
 
 def bounded(value: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ membrane or is subtracted from it depends on who reads (NIR 1.0.4 documents the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snnkern._checks import check_number
-from snnkern.nn import LIF, Direct, MeanReadout, SumReadout, TimeDistributed
+from snnkern.nn import (
+    LIF,
+    Direct,
+    MeanReadout,
+    NormLIF,
+    Residual,
+    SumReadout,
+    TimeDistributed,
+)
 from snnkern.surrogate import Surrogate, Triangle
 
 Convention = Literal["hard", "soft"]
@@ -29,7 +37,11 @@ HAS_V_RESET = any(field.name == "v_reset" for field in fields(nir.LIF))
 OURS = "snnkern"  # the key of what we add to a node, for whoever reads it with the same dt
 
 
-def to_nir(model: nn.Sequential, sample: Tensor, *, dt: float, reset: Convention) -> nir.NIRGraph:
+NEURONS = (nir.LIF, nir.IF, nir.CubaLIF)
+NORM = ("running_mean", "running_var", "weight", "bias")
+
+
+def to_nir(model: nn.Module, sample: Tensor, *, dt: float, reset: Convention) -> nir.NIRGraph:
     """The graph of a feed-forward network: convolutions, linear layers, pooling and LIF neurons.
 
     A step of ours is Euler's for ``tau dv/dt = (v_leak - v) + r I`` with step ``dt``: ``tau`` is
@@ -38,8 +50,13 @@ def to_nir(model: nn.Sequential, sample: Tensor, *, dt: float, reset: Convention
     one of the membrane. Surrogates have no place in NIR. Our own charge, synapse and comparison
     stand in the metadata, so that ``from_nir`` gives the same spikes; nobody needs them.
 
+    Branches (``Residual``) are edges into one node, which adds up what they bring; their weights
+    are ``nir.Scale``. Batch norm of maps, as in evaluation, is a 1x1 ``nir.Conv2d`` with a diagonal
+    weight. Dropout is left out.
+
     Args:
-        model: ``nn.Sequential`` of ``TimeDistributed`` layers and neurons, nested as one likes. A
+        model: ``nn.Sequential`` of ``TimeDistributed`` layers, neurons and ``Residual``, nested as
+            one likes, such as ``snnkern.models.resnet20().layers``; or what ``from_nir`` gave. A
             ``Direct`` in front and a readout at the end stay outside of the graph.
         sample: an input of the first layer, ``[N, ...]``, for the shapes.
         dt: seconds per step.
@@ -51,24 +68,10 @@ def to_nir(model: nn.Sequential, sample: Tensor, *, dt: float, reset: Convention
     """
     check_number("dt", dt, low=0, open_low=True)
     _check_reset(reset)
-    layers = _layers(model)
-    nodes: dict[str, Any] = {"input": nir.Input({"input": np.array(sample.shape[1:])})}
-    x = sample
+    writer = _Writer(dt, reset)
     with torch.no_grad():
-        for number, (name, layer) in enumerate(layers):
-            if isinstance(layer, Direct) and number == 0:
-                continue
-            if isinstance(layer, MeanReadout | SumReadout) and number == len(layers) - 1:
-                continue
-            if isinstance(layer, LIF):
-                node = _neuron_to_nir(name, layer, x.shape[1:], dt, reset)
-            else:
-                node = _layer_to_nir(name, layer, x.shape[1:])
-                x = layer(x)
-            nodes[f"{number}_{name}".replace(".", "_")] = node
-    nodes["output"] = nir.Output({"output": np.array(x.shape[1:])})
-    names = list(nodes)
-    return nir.NIRGraph(nodes, list(pairwise(names)))
+        writer.write(model, sample)
+    return nir.NIRGraph(writer.nodes, writer.edges)
 
 
 def from_nir(
@@ -78,8 +81,8 @@ def from_nir(
     reset: Convention,
     strict: bool = True,
     surrogate: Surrogate = Triangle(),  # noqa: B008  frozen
-) -> nn.Sequential:
-    """A network of ours, ``[T, N, ...] -> [T, N, ...]``, from a chain of NIR's nodes.
+) -> nn.Sequential | Graph:
+    """A network of ours, ``[T, N, ...] -> [T, N, ...]``, from NIR's nodes: a chain, or a ``Graph``.
 
     Args:
         graph: the graph, or the file that holds it.
@@ -91,24 +94,84 @@ def from_nir(
         surrogate: of all neurons.
 
     Raises:
-        ValueError: a node or an edge that has no counterpart here, and why.
+        ValueError: a node or an edge that has no counterpart here (a loop among them), and why.
     """
     check_number("dt", dt, low=0, open_low=True)
     _check_reset(reset)
     if not isinstance(graph, nir.NIRGraph):
         graph = nir.read(graph)
-    model = nn.Sequential()
-    for name in _chain(graph):
+    before = _predecessors(graph)
+    norms = _norms_of_neurons(graph, before)
+    model = Graph()
+    for name, sources in before.items():
         node = graph.nodes[name]
         layer: nn.Module
-        if isinstance(node, nir.Input | nir.Output):
-            continue
-        if isinstance(node, nir.LIF | nir.IF | nir.CubaLIF):
-            layer = _neuron_from_nir(name, node, dt, reset, strict, surrogate)
+        if isinstance(node, nir.Input | nir.Output) or name in norms:
+            layer = nn.Identity()
+        elif isinstance(node, NEURONS):
+            options = _neuron_options(name, node, dt, reset, strict, surrogate)
+            norm = norms.get(sources[0]) if sources else None
+            layer = LIF(**options) if norm is None else _with_norm(norm, NormLIF, **options)
+        elif isinstance(node, nir.Scale):
+            layer = Scale(torch.as_tensor(np.asarray(node.scale), dtype=torch.float32))
         else:
             layer = TimeDistributed(_layer_from_nir(name, node))
-        model.add_module(name.replace(".", "_"), layer)
-    return model
+        model.append(name, layer, sources)
+    return model.as_chain() or model
+
+
+class Scale(nn.Module):
+    """``[T, N, ...]`` times a learnt number, or one for every value of a sample."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        uniform = bool((scale == scale.flatten()[0]).all())
+        self.scale = nn.Parameter((scale.flatten()[0] if uniform else scale).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product."""
+        return self.scale * x
+
+
+class Graph(nn.Module):
+    """Modules in an order in which each finds what it needs; what several bring is added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        self.sources: dict[str, tuple[str, ...]] = {}
+
+    def append(self, name: str, layer: nn.Module, sources: Sequence[str]) -> None:
+        """Another module, which takes the sum of what ``sources`` give, or the input."""
+        name = name.replace(".", "_")
+        self.layers[name] = layer
+        self.sources[name] = tuple(source.replace(".", "_") for source in sources)
+
+    def as_chain(self) -> nn.Sequential | None:
+        """The modules but identities, if each hands on to the next alone."""
+        names = list(self.layers)
+        if [self.sources[name] for name in names[1:]] != [(name,) for name in names[:-1]]:
+            return None
+        chain = nn.Sequential()
+        for name, layer in self.layers.items():
+            if not isinstance(layer, nn.Identity):
+                chain.add_module(name, layer)
+        return chain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, ...] -> [T, N, ...]``: what the last module gives."""
+        values: dict[str, Tensor] = {}
+        last = {source: name for name, sources in self.sources.items() for source in sources}
+        for name, layer in self.layers.items():
+            sources = self.sources[name]
+            total = x if not sources else values[sources[0]]
+            for source in sources[1:]:
+                total = total + values[source]
+            values[name] = layer(total)
+            for source in sources:
+                if last[source] == name:
+                    values.pop(source, None)
+        return values[name]
 
 
 def _check_reset(reset: str) -> None:
@@ -116,16 +179,119 @@ def _check_reset(reset: str) -> None:
         raise ValueError(f"reset is {reset!r}, expected 'hard' or 'soft'")
 
 
-def _layers(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The chain of layers, whose names are those in the model."""
-    found = []
-    for name, child in model.named_children():
-        inner = child.module if type(child) is TimeDistributed else child
+class _Writer:
+    """The nodes and edges of a network, as its modules are gone through."""
+
+    def __init__(self, dt: float, reset: Convention) -> None:
+        self.dt, self.reset = dt, reset
+        self.nodes: dict[str, Any] = {}
+        self.edges: list[tuple[str, str]] = []
+
+    def write(self, model: nn.Module, sample: Tensor) -> None:
+        """All of it. A value is a sample, and the names of the nodes whose sum it is."""
+        self.nodes["input"] = nir.Input({"input": np.array(sample.shape[1:])})
+        layers = [("", model)]
+        if type(model) is nn.Sequential:
+            layers = list(model.named_children())
+            if layers and isinstance(layers[0][1], Direct):
+                del layers[0]
+            if layers and isinstance(layers[-1][1], MeanReadout | SumReadout):
+                del layers[-1]
+        value: tuple[Tensor, tuple[str, ...]] = sample, ("input",)
+        for name, layer in layers:
+            value = self.module(name, layer, *value)
+        x, sources = value
+        self.node("output", nir.Output({"output": np.array(x.shape[1:])}), sources)
+
+    def node(self, name: str, node: Any, sources: Sequence[str]) -> tuple[str]:
+        """Another node."""
+        for source in sources:
+            if (source, name) in self.edges:
+                raise ValueError(f"{name} takes {source} twice, which NIR's edges cannot express")
+            self.edges.append((source, name))
+        self.nodes[name] = node
+        return (name,)
+
+    def module(
+        self, name: str, layer: nn.Module, x: Tensor, sources: tuple[str, ...]
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """What a module makes of a value."""
+        inner = layer.module if type(layer) is TimeDistributed else layer
         if type(inner) is nn.Sequential:
-            found += _layers(inner, f"{prefix}{name}.")
-        elif not isinstance(inner, nn.Identity):
-            found.append((prefix + name, inner))
-    return found
+            for child, module in inner.named_children():
+                x, sources = self.module(f"{name}.{child}" if name else child, module, x, sources)
+            return x, sources
+        if isinstance(inner, nn.Identity | nn.Dropout):
+            return x, sources
+        if isinstance(inner, Residual):
+            return self.residual(name, inner, x, sources)
+        if isinstance(inner, Graph):
+            return self.graph(inner, x, sources)
+        unique = f"{len(self.nodes) - 1}_{name}".replace(".", "_")
+        if isinstance(inner, NormLIF | nn.BatchNorm2d):
+            sources = self.node(f"{unique}_norm", _norm_to_nir(name, inner, x), sources)
+        if isinstance(inner, LIF):
+            node = _neuron_to_nir(name, inner, x.shape[1:], self.dt, self.reset)
+        elif isinstance(inner, nn.BatchNorm2d):
+            return x, sources
+        elif isinstance(inner, Scale):
+            node = nir.Scale(_array(inner.scale, x.shape[1:]))
+        else:
+            node = _layer_to_nir(name, inner, x.shape[1:])
+            x = inner(x)
+        return x, self.node(unique, node, sources)
+
+    def residual(
+        self, name: str, layer: Residual, x: Tensor, sources: tuple[str, ...]
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """Both branches, whose sum the next node takes."""
+        weights = layer.branch_weights
+        total: tuple[str, ...] = ()
+        y = x
+        for number, kind in enumerate(("shortcut", "branch")):
+            branch = layer.get_submodule(kind)
+            y, ends = self.module(f"{name}.{kind}", branch, x, sources)
+            # A sum within a sum would be added up in another order.
+            if weights is not None or (total and len(ends) > 1):
+                weight = 1.0 if weights is None else weights[number]
+                scaled = f"{len(self.nodes) - 1}_{name}_{kind}_weight".replace(".", "_")
+                ends = self.node(scaled, nir.Scale(_array(weight, y.shape[1:])), ends)
+            total = (*total, *ends)
+        return y, total
+
+    def graph(
+        self, graph: Graph, x: Tensor, sources: tuple[str, ...]
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """One that ``from_nir`` gave."""
+        values: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
+        for name, layer in graph.layers.items():
+            read = [values[source] for source in graph.sources[name]] or [(x, sources)]
+            ends = tuple(end for _, part in read for end in part)
+            values[name] = self.module(name, layer, read[0][0], ends)
+        return values[name]
+
+
+def _norm_to_nir(name: str, norm: NormLIF | nn.BatchNorm2d, x: Tensor) -> Any:
+    """A weight and a bias per channel."""
+    mean, var, weight, bias = (getattr(norm, part) for part in NORM)
+    if mean is None or var is None:
+        raise ValueError(f"{name} has no running statistics, which NIR has no other word for")
+    if x.dim() != 4:
+        raise ValueError(f"{name} sees {list(x.shape[1:])}, expected maps of channels")
+    scale = torch.rsqrt(var.double() + norm.eps) * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    node = nir.Conv2d(
+        input_shape=(int(x.shape[2]), int(x.shape[3])),
+        weight=_numpy(torch.diag(scale.float())[:, :, None, None]),  # nir's shapes know no groups
+        stride=(1, 1),
+        padding=(0, 0),
+        dilation=(1, 1),
+        groups=1,
+        bias=_numpy(shift.float()),
+    )
+    kept = {part: _numpy(getattr(norm, part)) for part in NORM if getattr(norm, part) is not None}
+    fused = int(isinstance(norm, NormLIF))
+    return _with_metadata(node, kept | {"eps": norm.eps, "fused": fused})
 
 
 def _array(value: Tensor | float, shape: torch.Size) -> Array:
@@ -193,6 +359,11 @@ def _with_metadata(node: Any, ours: dict[str, Any]) -> Any:
     return node
 
 
+def _kept(node: Any) -> dict[str, Any]:
+    """What we added to a node."""
+    return dict((getattr(node, "metadata", None) or {}).get(OURS, {}))
+
+
 def _pair(value: Any) -> tuple[int, int]:
     a, b = np.broadcast_to(np.asarray(value), (2,)).tolist()
     return int(a), int(b)
@@ -245,6 +416,8 @@ def _layer_from_nir(name: str, node: Any) -> nn.Module:
         bias = getattr(node, "bias", None)
         outputs, inputs = node.weight.shape
         return filled(nn.Linear(inputs, outputs, bias=bias is not None), bias)
+    if isinstance(node, nir.Conv2d) and (kept := _kept(node)):
+        return _with_norm(kept, nn.BatchNorm2d)
     if isinstance(node, nir.Conv2d):
         outputs, inputs, *kernel = node.weight.shape
         padding = node.padding
@@ -290,10 +463,41 @@ def _parameter(values: Any) -> float | Tensor:
     return torch.as_tensor(array, dtype=torch.float32)
 
 
-def _neuron_from_nir(
+def _norms_of_neurons(
+    graph: nir.NIRGraph, before: dict[str, list[str]]
+) -> dict[str, dict[str, Any]]:
+    """What we kept of each norm that neurons had for themselves, by the name of its node."""
+    norms: dict[str, dict[str, Any]] = {}
+    for name, node in graph.nodes.items():
+        kept = _kept(node)
+        takers = [taker for taker, sources in before.items() if name in sources]
+        if (
+            isinstance(node, nir.Conv2d)
+            and kept.get("fused")
+            and all(isinstance(graph.nodes[taker], NEURONS) for taker in takers)
+            and all(before[taker] == [name] for taker in takers)
+        ):
+            norms[name] = kept
+    return norms
+
+
+def _with_norm(kept: dict[str, Any], kind: Any, **options: Any) -> nn.Module:
+    """A norm, or neurons with one, of what we kept."""
+    values = {part: torch.as_tensor(np.asarray(kept[part])) for part in NORM if part in kept}
+    affine = "weight" in kept
+    channels = len(values["running_mean"])
+    layer: nn.Module = kind(channels, eps=float(kept["eps"]), affine=affine, **options)
+    with torch.no_grad():
+        for part, value in values.items():
+            getattr(layer, part).copy_(value)
+    return layer.eval()
+
+
+def _neuron_options(
     name: str, node: Any, dt: float, reset: Convention, strict: bool, surrogate: Surrogate
-) -> LIF:
-    ours = dict((node.metadata or {}).get(OURS, {}))
+) -> dict[str, Any]:
+    """Of ``LIF``."""
+    ours = _kept(node)
     known = bool(ours) and float(ours["dt"]) == dt
     v_reset = getattr(node, "v_reset", None)
     options: dict[str, Any] = {
@@ -307,7 +511,7 @@ def _neuron_from_nir(
     }
     if isinstance(node, nir.IF):
         gain = float(ours["gain"]) if known else _uniform(name, "r", node.r) * dt
-        return LIF(1.0, gain=gain, **options)
+        return options | {"leak": 1.0, "gain": gain}
     rest = _uniform(name, "v_leak", node.v_leak)
     through = 1.0  # the gain of the synapse
     if isinstance(node, nir.CubaLIF):
@@ -326,13 +530,13 @@ def _neuron_from_nir(
     if not known and makes_up and rest == 0:
         # r makes up for tau, as snnTorch writes it: the current as it is, and a leak.
         gain = _near_one(float(drive.flat[0]) * through)
-        return LIF(_parameter(1 - dt / tau), gain=gain, **options)
+        return options | {"leak": _parameter(1 - dt / tau), "gain": gain}
     options["gain"] = float(ours["gain"]) if known else _uniform(name, "r", r) * through
     if charge == "leak":
-        return LIF(_parameter(1 - dt / tau), **options)
+        return options | {"leak": _parameter(1 - dt / tau)}
     decay = dt / tau if charge in ("euler", "euler_box") else tau / dt
     options["rate" if charge in ("euler", "euler_box") else "tau"] = _parameter(decay)
-    return LIF(charge=charge, v_rest=rest, v_init=rest or None, **options)  # type: ignore[arg-type]
+    return options | {"charge": charge, "v_rest": rest, "v_init": rest or None}
 
 
 def _time_constant(name: str, what: str, values: Any, dt: float) -> Array:
@@ -351,19 +555,26 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _chain(graph: nir.NIRGraph) -> list[str]:
-    """The names of the nodes in order, if each leads to one other."""
-    after: dict[str, str] = {}
+def _predecessors(graph: nir.NIRGraph) -> dict[str, list[str]]:
+    """The nodes that each node takes, in an order in which they are there by then."""
+    before: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for start, end in graph.edges:
-        if start in after or end in after.values():
-            raise ValueError(f"graph branches at {start} -> {end}, expected a chain of nodes")
-        after[start] = end
-    starts = [name for name in graph.nodes if name not in after.values()]
-    if len(starts) != 1:
-        raise ValueError(f"graph starts at {starts}, expected one node without a predecessor")
-    order = starts
-    while order[-1] in after:
-        order.append(after[order[-1]])
-    if len(order) != len(graph.nodes):
-        raise ValueError(f"graph has nodes beside the chain {order}, expected a chain of nodes")
+        before[end].append(start)
+    starts = [name for name, sources in before.items() if not sources]
+    taken = {source for sources in before.values() for source in sources}
+    ends = [name for name in before if name not in taken]
+    for what, names in (("starts", starts), ("ends", ends)):
+        if len(names) != 1:
+            raise ValueError(f"graph {what} at {names}, expected one node")
+    order: dict[str, list[str]] = {}
+    while len(order) < len(before):
+        ready = [
+            name
+            for name, sources in before.items()
+            if name not in order and all(source in order for source in sources)
+        ]
+        if not ready:
+            left = [name for name in before if name not in order]
+            raise ValueError(f"graph has a loop among {left}, expected a feed-forward network")
+        order |= {name: before[name] for name in ready}
     return order

@@ -14,7 +14,7 @@ from norse.torch.module import lif_box as lif_box_module
 from norse.torch.module import snn
 from torch import Tensor, nn
 
-from snnkern.interop.fused import Fused, Library, is_number, number, spread
+from snnkern.interop.fused import Fused, Library, is_looked_at, is_number, number, spread
 from snnkern.surrogate import FastSigmoid, Surrogate, Triangle
 
 
@@ -23,6 +23,7 @@ class FusedModule(Fused):
 
     library_step: ClassVar[Callable[..., Any]]
     state_type: ClassVar[type]
+    start: ClassVar[str]  # the parameter at which a membrane starts
     dt: float
     p: Any
 
@@ -49,6 +50,9 @@ class FusedModule(Fused):
             return "record_states is True"
         if self.activation is not type(self).library_step:
             return f"p.method is {self.p.method!r}"
+        own_start = torch.compiler.is_compiling() or self.state_fallback == self.initial_state
+        if not own_start:
+            return f"state_fallback is {self.state_fallback!r}"
         if self.surrogate is None:
             return f"there is no surrogate {self.p.method} with alpha={self.p.alpha} here"
         for name in ("v_leak", "v_reset"):
@@ -61,7 +65,7 @@ class FusedModule(Fused):
             f"dt * {name}": (value, 1.0) for name, value in self.decays().items()
         }
         for name, (value, high) in ranges.items():
-            if is_number(value) and not 0 < number(value) <= high:
+            if is_looked_at(value) and not 0 < number(value) <= high:
                 expected = "above 0" if high == torch.inf else "in (0, 1]"
                 return f"{name} is {number(value)}, not {expected}"
         return ""
@@ -84,7 +88,6 @@ class FusedModule(Fused):
             own: Any = super()
             result: tuple[Tensor, Any] = own.forward(input_tensor, state)
             return result
-        state = self.state_fallback(input_tensor) if state is None else state
         return self.advance(input_tensor, state)
 
     def features_of(self, x: Tensor) -> torch.Size:
@@ -95,16 +98,19 @@ class FusedModule(Fused):
         """Spikes ``[T, ...]`` and the state after them."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         shape = x.shape[1:]
-        states = [part.to(x.device, dtype).expand(shape) for part in state]
-
+        states: list[Tensor] | list[float]
+        if state is None:  # not that of state_fallback, which asks for a gradient nobody sees
+            states = [number(getattr(self.p, self.start))]
+        else:
+            states = [part.to(x.device, dtype).expand(shape) for part in state]
         options = self.fused_options()
         for name, value in options.items():
-            if is_number(value):
+            if is_looked_at(value):
                 options[name] = number(value)
             elif isinstance(value, Tensor):
                 options[name] = spread(name, value.to(x.device), shape)
-        spikes, *states = self.run_fused(x, *states, **options)
-        return spikes, self.state_type(*states)
+        spikes, *ends = self.run_fused(x, *states, **options)
+        return spikes, self.state_type(*ends)
 
 
 class FusedCell(FusedModule):
@@ -125,6 +131,7 @@ class CurrentBased(FusedModule):
 
     library_step = staticmethod(lif.lif_feed_forward_step)
     state_type = lif.LIFFeedForwardState
+    start = "v_leak"
 
     def decays(self) -> dict[str, Any]:
         """Of membrane and current."""
@@ -163,6 +170,7 @@ class FusedLIFBoxCell(FusedCell, lif_box_module.LIFBoxCell):
     library_class = lif_box_module.LIFBoxCell
     library_step = staticmethod(lif_box.lif_box_feed_forward_step)
     state_type = lif_box.LIFBoxFeedForwardState
+    start = "v_leak"
 
     def decays(self) -> dict[str, Any]:
         """Of the membrane."""
@@ -189,6 +197,7 @@ class Integrator(FusedModule):
 
     library_step = staticmethod(iaf.iaf_feed_forward_step)
     state_type = iaf.IAFFeedForwardState
+    start = "v_reset"
 
     def fused_options(self) -> dict[str, Any]:
         """Without a leak."""

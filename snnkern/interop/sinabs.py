@@ -9,7 +9,8 @@ from sinabs import activation
 from sinabs.layers import IAF, LIF, IAFSqueeze, LIFSqueeze, StatefulLayer
 from torch import Tensor
 
-from snnkern.interop.fused import Fused, Library, bounded, is_number, number, spread
+from snnkern.autograd import is_wanted
+from snnkern.interop.fused import Fused, Library, bounded, is_looked_at, is_number, number, spread
 from snnkern.surrogate import Erf, Exponential, Surrogate
 
 CHUNK = 1 << 16  # numbers that are summed in their own precision
@@ -29,8 +30,10 @@ class GainGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """With the sum of the product of gradient and input, which is never stored."""
+        if not is_wanted(ctx, 1):
+            return grad, None, None
         (x,) = ctx.saved_tensors
         pairs = [t.transpose(0, 1).reshape(-1).split(CHUNK) for t in (grad, x)]
         dots = torch.stack([torch.dot(*pair) for pair in zip(*pairs, strict=True)])
@@ -51,7 +54,8 @@ class FusedLayer(Fused):
         """Whether a step has one spike at most."""
         if type(self.spike_fn) is activation.MaxSpike:
             return bool(self.spike_fn.max_num_spikes_per_bin == 1)
-        return self.spike_fn is activation.SingleSpike
+        # torch.compile has no `is` for Functions.
+        return id(self.spike_fn) == id(activation.SingleSpike)
 
     @property
     def surrogate(self) -> Surrogate | None:
@@ -92,7 +96,7 @@ class FusedLayer(Fused):
             return f"reset_fn is {self.reset_fn!r}"
         if self.surrogate is None:
             return f"there is no surrogate {self.surrogate_grad_fn!r} here"
-        if is_number(self.spike_threshold) and not number(self.spike_threshold) > 0:
+        if is_looked_at(self.spike_threshold) and not number(self.spike_threshold) > 0:
             return f"spike_threshold is {number(self.spike_threshold)}, not above 0"
         return ""
 
@@ -126,7 +130,8 @@ class FusedLayer(Fused):
         gain = 1.0
         if self.norm_input:
             known = leak.numel() == 1 and not leak.is_cuda and self.gradient_mode is None
-            gain = number((1 - leak).detach()) if known or is_number(leak) else 0.0
+            known = (known or is_number(leak)) and not torch.compiler.is_compiling()
+            gain = number((1 - leak).detach()) if known else 0.0
             if gain == 0:
                 gain, x = 1.0, (1 - leak) * x
             elif leak.requires_grad:

@@ -10,7 +10,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
-from snnkern.interop.fused import HALF, Fused, Library, bounded, modules_of
+from snnkern.interop.fused import HALF, Fused, Library, bounded, input_decay, modules_of
 from snnkern.surrogate import ATan, Erf, Exponential, FastSigmoid, Rectangle, Sigmoid, Triangle
 from snnkern.surrogate import Surrogate as OurSurrogate
 
@@ -86,50 +86,56 @@ class FusedNode(Fused):
 class FusedNode20(FusedNode):
     """The calls of 2.0.0."""
 
-    def materialize_states(
-        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], step_mode: str
-    ) -> tuple[object, ...]:
-        """The library's, but a corrected float32 membrane of a half input stays one."""
+    def materialize_states(self, inputs: Tensors, states: States, step_mode: str) -> States:
+        """The library's, but a number stays one, and a corrected float32 membrane of a half input.
+
+        A number is what a state is before the first input and after ``reset``.
+        """
         x = inputs[0][0] if step_mode == "m" else inputs[0]
         v, *rest = states
-        if self.corrected and x.dtype in HALF:
-            kept = isinstance(v, Tensor) and (v.shape, v.device) == (x.shape, x.device)
-            if not kept:
-                (v,) = super().materialize_states(inputs, (v,), step_mode)  # type: ignore[misc]
-            assert isinstance(v, Tensor)
+        if isinstance(v, float):
+            return states
+        if self.corrected and x.dtype in HALF and (v.shape, v.device) == (x.shape, x.device):
             return (v.float(), *rest)
-        result: tuple[object, ...] = super().materialize_states(  # type: ignore[misc]
-            inputs, states, step_mode
-        )
-        return result
+        v, *rest = self.of_library(inputs, states, step_mode)
+        return (v.float() if self.corrected and x.dtype in HALF else v, *rest)
+
+    def of_library(self, inputs: Tensors, states: States, step_mode: str) -> States:
+        """States as the library's own steps want them."""
+        own: Any = super()
+        materialized: States = own.materialize_states(inputs, states, step_mode)
+        return materialized
 
     def single_step_functional_forward(
         self, inputs: Tensors, states: States, **options: object
     ) -> tuple[Tensors, States]:
         """One step ``[N, ...]``."""
         own = super().single_step_functional_forward  # type: ignore[misc]
-        return self.fused_or_own(self.step_fused, own, inputs, states, options)
+        return self.fused_or_own("s", own, inputs, states, options)
 
     def multi_step_functional_forward(
         self, inputs: Tensors, states: States, **options: object
     ) -> tuple[Tensors, States]:
         """All steps ``[T, N, ...]``."""
         own = super().multi_step_functional_forward  # type: ignore[misc]
-        return self.fused_or_own(self.run_fused, own, inputs, states, options)
+        return self.fused_or_own("m", own, inputs, states, options)
 
     def fused_or_own(
         self,
-        run: Callable[..., Tensors],
+        step_mode: str,
         own: Callable[..., tuple[Tensors, States]],
         inputs: Tensors,
         states: States,
         options: dict[str, object],
     ) -> tuple[Tensors, States]:
-        """Spikes and states of ``run``, or where it cannot, of the library's own call."""
+        """Spikes and states of one op, or where that cannot be, of the library's own call."""
         (x,) = inputs
         if reason := self.unfit(x):
             self.leave(reason)
+            if isinstance(states[0], float):
+                states = self.of_library(inputs, states, step_mode)
             return own(inputs, states, **options)
+        run = self.step_fused if step_mode == "s" else self.run_fused
         spikes, v = run(x, states[0], **self.fused_options(x))
         return (spikes,), (v, *states[1:])
 
@@ -237,8 +243,10 @@ class FusedLIFNode(Base, neuron.LIFNode):
         options: dict[str, Any] = super().fused_options(x)
         if not self.decay_input and self._decays_by_product():
             return options | {"charge": "leak", "leak": 1.0 - 1.0 / self.tau}
-        charge = "decay_input" if self.decay_input else "decay"
-        return options | {"charge": charge, "tau": self.tau, "v_rest": self.rest}
+        options["v_rest"] = self.rest
+        if self.decay_input:
+            return options | input_decay(self.tau)
+        return options | {"charge": "decay", "tau": self.tau}
 
 
 class FusedParametricLIFNode(Base, neuron.ParametricLIFNode):

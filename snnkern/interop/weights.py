@@ -1,7 +1,8 @@
 """Pretrained weights of the papers' own repositories, into our networks of the same papers.
 
 Known are the files of SNN-RAT (Ding et al. 2022), RobustSNNConversion (Ozdenizci & Legenstein 2023)
-and HIRE-SNN (Kundu et al. 2021); their names differ, their layers come in the order of ours.
+and HIRE-SNN (Kundu et al. 2021). Their names differ; their layers come in the order of ours, but
+for shortcuts. HIRE-SNN published no ResNet12: its names are taken for those of its base, DIET-SNN.
 """
 
 from __future__ import annotations
@@ -19,6 +20,25 @@ from snnkern.nn import LIF, NormLIF, Residual
 
 State = Mapping[str, Tensor]
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_NORM = "(?:weight|bias|running_mean|running_var|num_batches_tracked)"
+# Names as the repositories have them.
+NAMES = re.compile(
+    "|".join(
+        (
+            # The VGGs of all, and what is in front of and behind the blocks of RobustSNNConversion
+            rf"(?:features|classifier|layer\d)\.\d+\.(?:{_NORM}|v_th)",
+            r"threshold\.t\d+|leak\.l\d+",
+            # Blocks: WRN16-4 of SNN-RAT, then WRN16-4 and ResNet20 of RobustSNNConversion
+            rf"(?:block\d\.\d+|features\.\d+)\.(?:conv\d|bn\d)\.{_NORM}",
+            r"(?:block\d\.\d+|features\.\d+)\.(?:convShortcut\.weight|convex\.comb)",
+            rf"features\.\d+\.(?:act\d\.v_th|shortcut\.\d\.{_NORM})",
+            rf"conv1\.weight|bn1\.{_NORM}|fc\.(?:weight|bias)",
+            # ResNet12
+            r"(?:pre_process|layer\d\.\d+\.(?:residual|identity))\.\d+\.weight",
+        )
+    )
+)
+SHORTCUT = re.compile(r"(.*)\.(?:convShortcut|shortcut|identity)\.")
 
 
 def load_weights(model: nn.Module, weights: State | str | Path) -> None:
@@ -81,7 +101,10 @@ def _state_of(weights: State | str | Path) -> dict[str, Tensor]:
     stray = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if stray:
         raise ValueError(f"weights has {stray}, expected tensors alone")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    tensors = {name.removeprefix("module."): value for name, value in state.items()}
+    if unknown := [name for name in tensors if not NAMES.fullmatch(name)]:
+        raise ValueError(f"weights has {unknown}, expected names of the papers' repositories alone")
+    return tensors
 
 
 def _by_kind(state: State) -> dict[str, list[tuple[str, Tensor]]]:
@@ -111,9 +134,9 @@ def _in_order(state: State) -> list[str]:
         number, name = item
         if match := re.fullmatch(r"(?:threshold\.t|leak\.l)(\d+)", name):
             return (len(names), float(match[1]))  # by number: as text t10 comes before t3
-        if ".convShortcut." in name:
-            first = name.split(".convShortcut.")[0] + ".conv1.weight"
-            return (names.index(first) - 0.5,)
+        if match := SHORTCUT.match(name):
+            first = next(n for n, other in enumerate(names) if other.startswith(match[1] + "."))
+            return (first - 0.5,)
         return (float(number),)
 
     names = list(state)
@@ -134,7 +157,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor | None]]:
         if isinstance(module, nn.Conv2d | nn.Linear):
             for leaf in ("weight", "bias"):
                 yield leaf, f"{name}.{leaf}", getattr(module, leaf)
-        if isinstance(module, NormLIF):
+        if isinstance(module, NormLIF | nn.BatchNorm2d):
             for leaf in NORM:
                 yield f"norm {leaf}", f"{name}.{leaf}", getattr(module, leaf)
         if isinstance(module, LIF):

@@ -1,0 +1,240 @@
+"""Which compilers see accelerated models whole: the table of docs/howto/drop_in.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from python_tests.twins import braincog_nodes
+from snnkern.interop import Layerwise, accelerate, layerwise, unroll
+from snnkern.models import Normalize, SpikingNetwork
+from snnkern.nn import LIF, MeanReadout, NormLIF, Residual, TimeDistributed
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "howto" / "drop_in.md"
+T = 3
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+# The libraries' modules keep their states; torch.onnx looks at what torch deprecated.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects"),
+    pytest.mark.filterwarnings("ignore:The tensor attributes? self.* (was|were) assigned"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+]
+
+
+class Case(NamedTuple):
+    """A model, an input, and what lets go of its state."""
+
+    model: nn.Module
+    x: Tensor
+    reset: Callable[[], Any] = lambda: None
+
+
+class Neurons(nn.Module):
+    """A layer and its neurons, which see all steps."""
+
+    def __init__(self, layer: nn.Module, lif: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.lif = layer, lif
+
+    def forward(self, x: Tensor) -> Any:
+        spikes = self.lif(self.layer(x))
+        return spikes[0] if isinstance(spikes, tuple) else spikes
+
+
+class Loop(Neurons):
+    """The same with the loop over time of snnTorch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lif: Any = self.lif
+        mem, spikes = lif.reset_mem(), []
+        for x_t in x.unbind(0):
+            s, mem = lif(self.layer(x_t), mem)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+def spikingjelly() -> Case:
+    pytest.importorskip("spikingjelly.activation_based", exc_type=ImportError)
+    from spikingjelly.activation_based import functional, neuron
+
+    if not hasattr(neuron.BaseNode, "single_step_functional_forward"):
+        pytest.skip("0.0.0.0.14 has scripted parts")
+    model = Neurons(nn.Linear(6, 5), neuron.LIFNode(step_mode="m", v_threshold=0.3))
+    accelerate(model)
+    return Case(model, torch.rand(T, 3, 6) * 4, lambda: functional.reset_net(model))
+
+
+def snntorch() -> Case:
+    library = pytest.importorskip("snntorch", exc_type=ImportError)
+    model = Loop(nn.Linear(6, 5), library.Leaky(0.8, threshold=0.3, learn_beta=True))
+    accelerate(model)
+    lif: Any = model.lif
+    return Case(model, torch.rand(T, 3, 6) * 4, lif.reset_mem)
+
+
+def snntorch_layerwise() -> Case:
+    model, x, reset = snntorch()
+    return Case(layerwise(model, T), x, reset)
+
+
+def norse() -> Case:
+    library = pytest.importorskip("norse.torch", exc_type=ImportError)
+    model = Neurons(nn.Linear(6, 5), library.LIF(library.LIFParameters(v_th=torch.tensor(0.05))))
+    accelerate(model)
+    return Case(model, torch.rand(T, 3, 6) * 4)
+
+
+def sinabs() -> Case:
+    layers = pytest.importorskip("sinabs.layers", exc_type=ImportError)
+    from sinabs.activation import SingleSpike
+
+    lif = layers.LIF(tau_mem=5.0, spike_threshold=0.3, spike_fn=SingleSpike)
+    model = Neurons(nn.Linear(6, 5), lif)
+    accelerate(model)
+    return Case(model, torch.rand(3, T, 6) * 4, lif.reset_states)
+
+
+def braincog() -> Case:
+    lif = braincog_nodes().LIFNode(threshold=0.3, step=T, layer_by_layer=True)
+    model = Neurons(nn.Conv2d(2, 4, 3), lif)
+    accelerate(model)
+    return Case(model, torch.rand(T * 3, 2, 4, 4) * 4, lif.n_reset)
+
+
+def snnkern() -> Case:
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    layers = nn.Sequential(
+        TimeDistributed(nn.Conv2d(2, 4, 3, padding=1)),
+        NormLIF(4, leak=0.9, threshold=0.5),
+        Residual(nn.Sequential(TimeDistributed(conv), LIF(0.9, 0.3)), weighted=True),
+        TimeDistributed(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 5))),
+    )
+    model = SpikingNetwork(T, Normalize([0.5] * 2, [0.5] * 2), layers, MeanReadout())
+    return Case(model.eval(), torch.rand(3, 2, 4, 4))
+
+
+MODELS: dict[str, Callable[[], Case]] = {
+    "SpikingJelly": spikingjelly,
+    "snnTorch": snntorch,
+    "snnTorch, layerwise": snntorch_layerwise,
+    "Norse": norse,
+    "sinabs": sinabs,
+    "BrainCog": braincog,
+    "snnkern": snnkern,
+}
+
+
+def compiled(case: Case) -> Tensor:
+    """With the gradients of the model."""
+    parameters = [p for p in case.model.parameters() if p.requires_grad]
+    eager = torch.autograd.grad(case.model(case.x).sum(), parameters, allow_unused=True)
+    case.reset()
+    torch.compiler.reset()
+    compiler: Any = torch.compile
+    result: Tensor = compiler(case.model, backend="aot_eager", fullgraph=True)(case.x)
+    gradients = torch.autograd.grad(result.sum(), parameters, allow_unused=True)
+    for actual, expected in zip(gradients, eager, strict=True):
+        torch.testing.assert_close(actual, expected)
+    return result.detach()
+
+
+@torch.no_grad()
+def exported(case: Case) -> Tensor:
+    result: Tensor = torch.export.export(case.model, (case.x,), strict=True).module()(case.x)
+    return result
+
+
+@torch.no_grad()
+def exported_loosely(case: Case) -> Tensor:
+    result: Tensor = torch.export.export(case.model, (case.x,), strict=False).module()(case.x)
+    return result
+
+
+@torch.no_grad()
+def through_onnx(case: Case) -> Tensor:
+    """Without onnx: the program that it is made of, which has operators of torch alone."""
+    strict = not isinstance(case.model, Layerwise)
+    program = unroll(torch.export.export(case.model, (case.x,), strict=strict))
+    namespaces = {getattr(node.target, "namespace", "aten") for node in program.graph.nodes}
+    assert namespaces <= {"aten", "higher_order"}
+    result: Tensor = program.module()(case.x)
+    if all(find_spec(name) for name in ONNX):
+        import onnxruntime
+
+        made = torch.onnx.export(program, dynamo=True, verbose=False)
+        assert made is not None
+        session = onnxruntime.InferenceSession(made.model_proto.SerializeToString())
+        (name,) = (i.name for i in session.get_inputs())
+        outputs = session.run(None, {name: case.x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(outputs[0]), result)
+    return result
+
+
+COMPILERS: dict[str, tuple[Callable[[Case], Tensor], str]] = {
+    "`torch.compile`": (compiled, "marked as skipped"),
+    "`torch.export`": (exported, "marked as skipped"),
+    "`strict=False`": (exported_loosely, "parameters have no values"),
+    "ONNX": (through_onnx, "nothing is refused"),
+}
+
+
+def cells() -> list[tuple[str, str, str]]:
+    """Model, compiler, and what the page says."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\| (?:model|" + "|".join(MODELS) + r") \|", line)
+    ]
+    (_, *columns), *body = rows
+    return [
+        (row[0], column, cell)
+        for row in body
+        for column, cell in zip(columns, row[1:], strict=True)
+    ]
+
+
+def test_the_table_is_whole() -> None:
+    wanted = [(model, compiler) for model in MODELS for compiler in COMPILERS]
+    assert [cell[:2] for cell in cells()] == wanted
+
+
+@pytest.mark.parametrize(("model", "compiler", "goes"), cells())
+def test_the_table_is_true(model: str, compiler: str, goes: str) -> None:
+    torch.manual_seed(0)
+    case = MODELS[model]()
+    with torch.no_grad():
+        expected = case.model(case.x)
+    assert 0 < expected.count_nonzero() < expected.numel() or model == "snnkern"
+    case.reset()
+    run, reason = COMPILERS[compiler]
+    assert goes in ("yes", "no")
+    if goes == "yes":
+        assert torch.equal(run(case), expected)
+    else:
+        with pytest.raises(Exception, match=reason):
+            run(case)
+
+
+def test_a_batch_of_any_size() -> None:
+    model, x, _ = snnkern()
+    shapes = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=shapes)
+        other = torch.rand(5, *x.shape[1:])
+        unrolled = unroll(program, dynamic_shapes=shapes).module()
+        assert torch.equal(unrolled(other), model(other))
+
+
+def test_a_program_that_cannot_be_traced_again_is_refused() -> None:
+    program = torch.export.export(nn.Linear(2, 3), (torch.rand(1, 2),))
+    assert unroll(program) is program
+    program.example_inputs = None
+    with pytest.raises(ValueError, match="no example_inputs"):
+        unroll(program)
