@@ -38,6 +38,7 @@ from snnkern.nn import (
     NormLIF,
     Residual,
     SharedDropout,
+    SumReadout,
     TimeDistributed,
     packed,
 )
@@ -135,7 +136,9 @@ def test_no_bound_exceeds_a_margin(case: Case) -> None:
     assert excess(case, method="crown") <= 0
 
 
-@pytest.mark.parametrize("options", [PAPER, crown.Options(exact_first=False), crown.TIGHT])
+@pytest.mark.parametrize(
+    "options", [PAPER, crown.Options(exact_first=False), crown.TIGHT, crown.Options(rivals=1)]
+)
 @pytest.mark.parametrize("seed", range(8))
 def test_bounds_of_spike_boxes_hold_for_all_their_spikes(seed: int, options: crown.Options) -> None:
     case = Case(seed=seed, reset=RESETS[seed % 4], strict=seed % 3 == 0, threshold=0.25)
@@ -260,6 +263,40 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bounds(net, x - 0.01, x + 0.01, y, "crown")
     monkeypatch.setattr(crown, "CHUNK", 1)
     assert_within(bounds(net, x - 0.01, x + 0.01, y, "crown"), whole, 1e-5)
+
+
+def test_rivals_are_those_whose_intervals_are_worst() -> None:
+    """Their margins are those of all by S-CROWN, the others S-IBP's, and so are the gradients."""
+    torch.manual_seed(0)
+    for spiking in (True, False):
+        net = fc_net(
+            7,
+            5,
+            input_shape=(1, 4, 4),
+            hidden=[9],
+            spiking_output=spiking,
+            leak=0.25,
+            threshold=0.25,
+        )
+        layers, parameters = layers_of(net), list(net.parameters())
+        images, y = torch.rand(40, 1, 4, 4), torch.arange(40) % 7
+        box = Interval(*((images + side).expand(5, -1, -1, -1, -1) for side in (-0.03, 0.03)))
+        training = crown.Options("paper", exact_first=False, outward=False)
+        lines, few = (crown.totals(layers, box, y, training._replace(rivals=k)) for k in (6, 2))
+        assert torch.equal(lines, crown.totals(layers, box, y, training))
+        intervals = ibp.margins(layers, SumReadout(), box, y)
+        lowest, worst = intervals.sort(1)
+        clear = (lowest[:, 1] < lowest[:, 2]).nonzero()[:, 0]  # which two are the worst
+        assert len(clear) > 5
+        expected = intervals.double().scatter(1, worst[:, :2], lines.gather(1, worst[:, :2]))
+        assert not torch.allclose(expected, lines)
+        assert_within(few[clear].detach(), expected[clear].detach(), 1e-6)
+        found, wanted = (
+            torch.autograd.grad(certified_loss(t[clear], y[clear]), parameters)
+            for t in (few, expected)
+        )
+        for one, other in zip(found, wanted, strict=True):
+            assert_within(one, other, 1e-5)
 
 
 def test_the_relu_network_is_bounded_too() -> None:

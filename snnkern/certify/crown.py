@@ -156,6 +156,8 @@ class Options(NamedTuple):
         membranes: bound those of small hidden layers by S-CROWN too, not by S-IBP alone.
         outward: subtract what sums may round off. Training does without, in half the time: the
             bound is then off by rounding errors and certifies nothing.
+        rivals: margins that are bounded like this, of every sample those of which S-IBP has the
+            lowest bounds; the others keep these. All where it is not given.
     """
 
     slope: Literal["edge", "paper"] = "edge"
@@ -164,6 +166,7 @@ class Options(NamedTuple):
     slopes: Slopes | None = None
     membranes: bool = False
     outward: bool = True
+    rivals: int | None = None
 
 
 class Traced(NamedTuple):
@@ -624,7 +627,7 @@ def totals(
 ) -> Tensor:
     """Lower bounds of the margins' sums over time, ``[N, K - 1]`` float64, j ascending without y.
 
-    With ``only`` ``[N]`` that of a single margin each, ``[N, 1]``.
+    With ``only``, numbers ``[N, M]``, those of these margins.
 
     ``box`` bounds the input of ``layers``, the last of a network before its readout; ``least``
     knows more about which inputs there are than the box does.
@@ -636,9 +639,14 @@ def totals(
 
     traced = _chain(ibp.flattened(before), box, options, lowest if options.membranes else None)
     target = head(traced.box, y)
+    every = None
+    if options.rivals is not None and options.rivals < target.constant.shape[1]:
+        every = ibp.least_sums(target, traced.box)
+        only = every.detach().topk(options.rivals, largest=False).indices
     if only is not None:
-        target = ibp.Target(*(t[torch.arange(len(only)), only][:, None] for t in target))
-    rows = target.weights.transpose(0, 1)[:, None]  # [K - 1, 1, N, features]
+        samples = torch.arange(len(only), device=only.device)[:, None]
+        target = ibp.Target(*(t[samples, only] for t in target))
+    rows = target.weights.transpose(0, 1)[:, None]  # [margins, 1, N, features]
     rows = rows.expand(-1, len(box.lower), *rows.shape[2:])
 
     def value(rows: Tensor) -> Tensor:
@@ -652,4 +660,7 @@ def totals(
     ]
     total = torch.cat(parts).T + _down(target.constant.double())
     # What overflowed on the way says nothing.
-    return torch.where(total.isnan() | (total == math.inf), -math.inf, total)
+    total = torch.where(total.isnan() | (total == math.inf), -math.inf, total)
+    if every is None or only is None:
+        return total
+    return every.double().scatter(1, only, total)

@@ -152,7 +152,7 @@ def _bounded(margins: Margins, owner: Tensor, known: list[crown.Known] | None, w
             slopes = crown.Slopes([layer.pick(some) for layer in known], STEPS, RATE)
         options = crown.Options(slopes=slopes, membranes=True)
         its = margins.pick(owner[some])
-        bound = crown.totals(its.layers, its.box, its.y, options, only=its.other)[:, 0]
+        bound = crown.totals(its.layers, its.box, its.y, options, only=its.other[:, None])[:, 0]
         found.append(Parts(owner[some], bound, *_branch(slopes, bound), slopes.known()))
     parts = found[0]
     for more in found[1:]:
