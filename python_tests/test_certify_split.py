@@ -75,6 +75,11 @@ def test_certificates_stop_where_they_may(monkeypatch: pytest.MonkeyPatch) -> No
         assert (parts.certified | ~whole.certified).all()
         assert (found > 0)[parts.certified].all()
         assert parts.method == "split"
+        if seed == 0:  # the same images as all margins at once
+            lower, upper = (x - 0.06).clamp(0, 1), (x + 0.06).clamp(0, 1)
+            every = bounds(net, lower, upper, y, "split")
+            assert torch.equal(parts.certified, (every > 0).all(1))
+            assert 0 < parts.certified.sum() < len(x)
         more += int((parts.certified & ~whole.certified).sum())
     assert more > 0
 

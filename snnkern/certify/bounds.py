@@ -43,7 +43,7 @@ def bounds(
             best of these, and of S-CROWN with the slopes of eq. 8 and 10, for every margin;
             ``"tight"``: the same, and S-CROWN with slopes that are optimised and, in small layers,
             membranes that it bounds as well, 100 times as long; ``"split"``: the same, and bounded
-            anew in up to 1024 parts of what the currents of first neurons may be, longer still. In
+            anew in up to 512 parts of what the currents of first neurons may be, longer still. In
             all of them the first neurons of a constant input are exact, where they are reset to 0;
             where there are none ``"split"`` is ``"tight"``.
         draws: of the encoder of a network with rate coding, ``[T, N, C, H, W]``, as
@@ -68,7 +68,10 @@ def _bounds(
     draws: Tensor | None,
     enough: float = math.inf,
 ) -> Tensor:
-    """``bounds``, which work no longer on those above ``enough``, where that takes long."""
+    """``bounds``; what takes long is done only as far as to say of which samples all are above.
+
+    Those above ``enough`` stay as they are, and so do all of a sample once one cannot be raised.
+    """
     network = _network(model, method, lower)
     if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.numel() == 0:
         raise ValueError(
@@ -231,12 +234,20 @@ def _margins(
         found.append(by_crown(crown.Options(slopes=crown.Slopes(), membranes=True)))
     margins = torch.stack(found).amax(0)
     if method == "split" and least is None:
-        sample, other = (margins <= enough).nonzero(as_tuple=True)
-        if len(sample):
-            wanted = split.Margins(layers, box, y, torch.zeros_like(y)).pick(sample)
-            total = split.totals(wanted._replace(other=other), enough)
+        whole = split.Margins(layers, box, y, torch.zeros_like(y))
+        open_ = margins <= enough
+        while bool(open_.any()):
+            if enough == math.inf:
+                sample, other = open_.nonzero(as_tuple=True)
+            else:  # the lowest of every sample: where it stays open, the others settle nothing
+                lowest, which = torch.where(open_, margins, math.inf).min(1)
+                sample = (lowest <= enough).nonzero()[:, 0]
+                other = which[sample]
+            total = split.totals(whole.pick(sample)._replace(other=other), enough)
             new = _of_totals(total, layers, model.readout, box)
             margins[sample, other] = torch.maximum(margins[sample, other], new)
+            open_[sample, other] = False
+            open_[sample[margins[sample, other] <= enough]] = False
     return margins
 
 

@@ -21,9 +21,9 @@ from snnkern.reference import Interval
 
 # Rounds of splitting, and the parts of a margin's box that are split in each: the lowest.
 ROUNDS = 16
-WIDTH = 64
+WIDTH = 32
 # Of the steps that optimise the slopes of a part, which begin as those of the whole.
-STEPS = 12
+STEPS = 8
 RATE = 0.1
 # Numbers in a layer, of all parts that are kept at once.
 KEPT = 1 << 28
@@ -150,7 +150,9 @@ def _bounded(margins: Margins, owner: Tensor, known: list[crown.Known] | None, w
         slopes = crown.Slopes()
         if known is not None:
             slopes = crown.Slopes([layer.pick(some) for layer in known], STEPS, RATE)
-        options = crown.Options(slopes=slopes, membranes=True)
+        # Membranes of a part by S-IBP, within those of the whole: by S-CROWN again for each they
+        # would take ten times as long, and few margins get any better.
+        options = crown.Options(slopes=slopes, membranes=known is None)
         its = margins.pick(owner[some])
         bound = crown.totals(its.layers, its.box, its.y, options, only=its.other[:, None])[:, 0]
         found.append(Parts(owner[some], bound, *_branch(slopes, bound), slopes.known()))
