@@ -75,13 +75,37 @@ def test_certificates_stop_where_they_may(monkeypatch: pytest.MonkeyPatch) -> No
         assert (parts.certified | ~whole.certified).all()
         assert (found > 0)[parts.certified].all()
         assert parts.method == "split"
-        if seed == 0:  # the same images as all margins at once
-            lower, upper = (x - 0.06).clamp(0, 1), (x + 0.06).clamp(0, 1)
-            every = bounds(net, lower, upper, y, "split")
-            assert torch.equal(parts.certified, (every > 0).all(1))
-            assert 0 < parts.certified.sum() < len(x)
         more += int((parts.certified & ~whole.certified).sum())
     assert more > 0
+
+
+def test_an_image_is_left_after_its_first_margin_that_stays_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before it the others have their turns, from the lowest on."""
+    net, _, _ = random_net(1, 8, 12, 6)
+    x = torch.rand(12, 1, 1, 8, generator=torch.Generator().manual_seed(0))
+    y = net(x).argmax(1)
+    asked: list[tuple[Tensor, Tensor]] = []
+    hopeless = y[0]
+
+    def totals(margins: split.Margins, enough: float) -> Tensor:
+        asked.append((margins.box.lower[0], margins.other))
+        return torch.where(margins.y == hopeless, -1.0, 1.0).double()
+
+    monkeypatch.setattr(split, "totals", totals)
+    whole = bounds(net, (x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1), y, "best")
+    found = verify(net, x, y, 0.1, "split")
+    open_ = (whole <= 0).sum(1)
+    assert open_[y != hopeless].max() > 1
+    assert open_[y == hopeless].max() > 1
+    assert torch.equal(found.certified, (y != hopeless) | (open_ == 0))
+    turns = torch.where(y == hopeless, open_.clamp(max=1), open_)
+    assert [len(other) for _, other in asked] == [
+        int((turns > done).sum()) for done in range(int(turns.max()))
+    ]
+    first_asked = asked[0][1]
+    assert torch.equal(first_asked, whole.argmin(1)[open_ > 0])
 
 
 def test_parts_change_the_train_where_they_meet() -> None:
