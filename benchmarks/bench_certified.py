@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from benchmarks.bench_training import Step, peak_bytes
 from benchmarks.comparison import Quartiles, Setting
 from snnkern.certify import bounds, crown, ibp, inputs
+from snnkern.certify.backward import Options
 from snnkern.models import conv_net, vgg11
 from snnkern.nn import RateCoding, evaluation_mode
 from snnkern.reference import Interval
@@ -26,7 +27,7 @@ from snnkern.surrogate import Rectangle
 TIMESTEPS, CERTIFIED_TIMESTEPS, IMAGES = 10, 3, 128
 EPS = 0.06
 ROUNDS = 5
-TRAINING = crown.Options("paper", exact_first=False, outward=False)
+TRAINING = Options("paper", exact_first=False, outward=False)
 
 
 class Steps:
@@ -53,7 +54,7 @@ class Steps:
         """The natural loss, over T steps."""
         return F.cross_entropy(self.network(self.images), self.labels)
 
-    def certified(self, crown_options: crown.Options | None) -> Tensor:
+    def certified(self, crown_options: Options | None) -> Tensor:
         """The worst logits' loss over T' steps: by S-CROWN with these options, or by S-IBP."""
         encoder, layers = self.network.encoder, list(self.network.layers.children())
         assert isinstance(encoder, RateCoding)

@@ -28,6 +28,7 @@ from benchmarks import comparison
 from benchmarks.robustness import trained
 from snnkern.attacks import DEFAULT_ENSEMBLE, PGD, Ensemble, evaluate
 from snnkern.certify import bounds, crown, exact, ibp, verify
+from snnkern.certify.backward import Options
 from snnkern.certify.bounds import Method, layers_of
 from snnkern.data import loader
 from snnkern.models import SpikingNetwork, fc_net
@@ -160,7 +161,7 @@ def published(net: SpikingNetwork, box: Interval, y: Tensor, by_crown: bool) -> 
     seen = seen.map(lambda t: t.contiguous())  # nothing shows that it is
     layers = layers_of(net)
     if by_crown:
-        options = crown.Options("paper", exact_first=False, once_over_time=False)
+        options = Options("paper", exact_first=False, once_over_time=False)
         total = crown.totals(layers, seen, y, options).to(box.lower.dtype)
         return total / ibp.divisor(net.readout, net.timesteps)
     return ibp.margins(layers, net.readout, seen, y)

@@ -14,7 +14,7 @@ from torch import Tensor
 from python_tests.test_certify import Case, cases, excess, margins_of, sample
 from python_tests.test_crown import SEARCHED, random_net
 from snnkern import functional
-from snnkern.certify import bounds, crown, first, split, verify
+from snnkern.certify import backward, bounds, first, slopes, split, verify
 from snnkern.reference import Interval
 
 
@@ -22,14 +22,14 @@ from snnkern.reference import Interval
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ROUNDS", 3), ("WIDTH", 4), ("STEPS", 4)):
         monkeypatch.setattr(split, name, value)
-    monkeypatch.setattr(crown, "STEPS", 8)
+    monkeypatch.setattr(slopes, "STEPS", 8)
 
 
 @given(cases(1 / 256, 0.02, 0.125))
 @settings(max_examples=40)
 def test_no_bound_exceeds_a_margin(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crown, "RATE", 0.5)
+        patch.setattr(slopes, "RATE", 0.5)
         assert excess(replace(case, reset="hard"), method="split") <= 0
 
 
@@ -57,7 +57,7 @@ def test_neither_batch_nor_chunks_change_anything(monkeypatch: pytest.MonkeyPatc
     for n in range(len(x)):
         alone = bounds(net, x[n : n + 1] - 0.03, x[n : n + 1] + 0.03, y[n : n + 1], "split")
         torch.testing.assert_close(alone, whole[n : n + 1], rtol=0, atol=1e-6)
-    monkeypatch.setattr(crown, "CHUNK", 5000)
+    monkeypatch.setattr(backward, "CHUNK", 5000)
     monkeypatch.setattr(split, "KEPT", 10000)
     chunks = bounds(net, x - 0.03, x + 0.03, y, "split")
     torch.testing.assert_close(chunks, whole, rtol=0, atol=1e-6)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from snnkern._checks import check_images, check_int, check_number
 from snnkern.certify import crown, exact, ibp, inputs, split
+from snnkern.certify.backward import Options, round_down
+from snnkern.certify.slopes import Slopes
 from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding, evaluation_mode
 from snnkern.reference import Interval
@@ -218,7 +220,7 @@ def _margins(
     """The best of what the method finds, for inputs of the layers in ``box``."""
     layers = layers_of(model, budget)
 
-    def by_crown(options: crown.Options) -> Tensor:
+    def by_crown(options: Options) -> Tensor:
         total = crown.totals(layers, box, y, options, least)
         return _of_totals(total, layers, model.readout, box)
 
@@ -231,7 +233,7 @@ def _margins(
     if best:
         found.append(by_crown(crown.WITH_SLOPES_OF_THE_PAPER))
     if method == "tight" or (method == "split" and least is not None):
-        found.append(by_crown(crown.Options(slopes=crown.Slopes(), membranes=True)))
+        found.append(by_crown(Options(slopes=Slopes(), membranes=True)))
     margins = torch.stack(found).amax(0)
     if method == "split" and least is None:
         whole = split.Margins(layers, box, y, torch.zeros_like(y))
@@ -258,7 +260,7 @@ def _of_totals(total: Tensor, layers: list[nn.Module], readout: nn.Module, box: 
     if ibp.counts_spikes(layers):  # whole numbers, which the network divides as well
         return total.ceil().to(dtype) / divisor
     exact = total / divisor
-    return crown.round_down(exact - 2.0**-50 * exact.abs(), dtype)
+    return round_down(exact - 2.0**-50 * exact.abs(), dtype)
 
 
 def _refuse_reduced_precision(device: torch.device) -> None:

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from snnkern._checks import check_int, check_number
 from snnkern.certify import ibp, inputs
+from snnkern.certify.backward import Options
 from snnkern.certify.bounds import layers_of, network_of
-from snnkern.certify.crown import Least, Options, totals
+from snnkern.certify.crown import Least, totals
 from snnkern.certify.published import published_gradient
 from snnkern.models import SpikingNetwork
 from snnkern.nn import Events, RateCoding, evaluation_mode
