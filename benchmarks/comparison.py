@@ -9,7 +9,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -190,13 +190,18 @@ def facts(*command: str) -> dict[str, str]:
     return result
 
 
+def listed(lines: Iterable[str]) -> str:
+    """Sentences, one beneath the other."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def save(
     folder: Path, about: dict[str, str], cases: list[dict[str, Any]], text: str, suffix: str = ""
 ) -> list[Path]:
     """Writes ``<machine><suffix>.json`` with the cases and ``.md`` with the text."""
     stem = re.sub(r"[^a-z0-9]+", "-", about["machine"].lower()).strip("-") + suffix
     document = {"about": about, "cases": cases}
-    notes = "\n".join(f"- {name}: {value}" for name, value in about.items())
+    notes = listed(f"{name}: {value}" for name, value in about.items())
     paths = [folder / f"{stem}.json", folder / f"{stem}.md"]
     paths[0].write_text(json.dumps(document, indent=1) + "\n")
     paths[1].write_text(f"# {about['machine']}\n\n{notes}\n\n{text}\n")

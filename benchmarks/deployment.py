@@ -27,16 +27,15 @@ from torch.nn import functional as F
 from tqdm import tqdm, trange
 
 import snnkern
-from benchmarks import comparison
 from benchmarks.bench_memory import Merged
+from benchmarks.comparison import Findings, command
 from snnkern._files import write_atomically
 from snnkern.bench import Quartiles
 from snnkern.data import enlarged_digits
 from snnkern.models import SpikingNetwork, vgg11
 from snnkern.nn import LIF, NormLIF, TimeDistributed, watch_spikes
-from snnkern.report.table import Cell, Table, percent
+from snnkern.report.table import Table, percent
 
-RESULTS = Path(__file__).with_name("results")
 TIMESTEPS, EPOCHS, BATCH = 8, 3, 32
 SCALE = 0.3  # of converted thresholds
 BATCHES, THREADS = (1, 32), (1, 2)
@@ -267,42 +266,27 @@ def all_rows(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, measures, prints and saves."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.deployment",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--folder", type=Path, default=Path("runs/deployment"), help="of the trained network")
-    add("--rounds", type=int, default=9)
-    add(
-        "--save-results",
-        action="store_true",
-        help="write the table to benchmarks/results, named after the machine",
-    )
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(given)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=9)
+
+
+def measured(options: argparse.Namespace) -> Findings:
     snnkern.keep_pages()
-    about = comparison.facts("python", "-m", "benchmarks.deployment", *given)
-    try:
-        rows, notes = all_rows(options.folder, options.rounds)
-    except KeyboardInterrupt:
-        return 130
-    head = ("network", "threads", "batch", "what", "ms per image", "time over compiled (quartiles)")
+    rows, notes = all_rows(options.folder, options.rounds)
     caption = (
         f"VGG11 at 32x32, T = {TIMESTEPS}, float32, pages kept; medians of {options.rounds} "
         "interleaved rounds (half as many where thresholds were set). " + "; ".join(notes) + "."
     )
-    body = tuple(tuple(map(Cell, row.cells())) for row in rows)
-    table = Table(caption, tuple(map(Cell, head)), body)
-    print(table.text())
-    if options.save_results:
-        cases = [row._asdict() for row in rows]
-        for path in comparison.save(RESULTS, about, cases, table.markdown(), "-deployment"):
-            print(f"wrote {path}")
-    return 0
+    titles = (
+        *("network", "threads", "batch", "what", "ms per image"),
+        "time over compiled (quartiles)",
+    )
+    table = Table.of(caption, titles, [row.cells() for row in rows])
+    return Findings((table,), [row._asdict() for row in rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return command("deployment", __doc__, add_options, measured, arguments, trains=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from benchmarks.comparison import Findings, command
+from benchmarks.comparison import Findings, command, listed
 from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack, Ensemble, Transfer, evaluate
 from snnkern.data import loader
 from snnkern.nn import Gradient
@@ -300,7 +300,7 @@ def report(papers: Sequence[Paper], networks: Sequence[Network]) -> Iterator[str
         yield f"## {paper.title}"
         yield from (table(paper, box, networks) for box in BOXES)
         own = Recipe.load([*paper.recipes.values()][-1]).method()
-        yield "\n".join(f"- {line}" for line in (f"`{own}`.", *verdicts(paper, networks)))
+        yield listed((f"`{own}`.", *verdicts(paper, networks)))
 
 
 def describe(seeds: Sequence[int], epochs: int | None, images: int, eps: float) -> str:

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import comparison
-from benchmarks.comparison import RESULTS
+from benchmarks.comparison import Findings, command, listed
 from benchmarks.robustness import trained
 from snnkern import data
 from snnkern.attacks import (
@@ -182,40 +181,30 @@ def sentences(large: dict[str, dict[str, float]], little: dict[str, dict[str, fl
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.verdicts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--seed", type=int, default=0, help="of weights and attacks (default: 0)")
     add("--epochs", type=int, help="of every training, instead of the recipes'")
     add("--images", type=int, default=100, help="test images to attack (default: 100)")
     add("--small-images", type=int, default=60, help="those of the small network (default: 60)")
     add("--eps", type=float, default=EPS, help=f"size of the attacks (default: {EPS})")
-    add("--folder", type=Path, help="of the runs; in runs/, named after the commit, unless given")
-    add("--quiet", action="store_true", help="no progress bar")
-    add("--save-results", action="store_true", help="write the tables to benchmarks/results")
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(given)
-    about = comparison.facts("python", "-m", "benchmarks.verdicts", *given)
-    torch.set_num_threads(1)  # layers this small lose more to threads than they gain
+
+
+def measured(options: argparse.Namespace) -> Findings:
     eps, seed = options.eps, options.seed
-    folder = options.folder or Path("runs") / f"verdicts-{about['commit'][:12]}"
     x, y = data.digits().test.tensors
     large, little = {}, {}
     steps = len(CONVOLUTIONAL) * (len(single_attacks(eps)) + 3) + 3 * len(SMALL)
     with tqdm(total=steps, unit="step", disable=options.quiet) as bar:
         for name, recipe in CONVOLUTIONAL.items():
             bar.set_postfix_str(f"train {name}")
-            model = network_of(Recipe.load(recipe), seed, options.epochs, folder)
+            model = network_of(Recipe.load(recipe), seed, options.epochs, options.folder)
             bar.update()
             count = options.images
             large[name] = compared(model, x[:count], y[:count], eps, seed, bar)
         for name, recipe in SMALL.items():
             bar.set_postfix_str(f"train small {name}")
-            model = network_of(recipe_of_small(recipe), seed, options.epochs, folder)
+            model = network_of(recipe_of_small(recipe), seed, options.epochs, options.folder)
             bar.update()
             count = options.small_images
             little[name] = against_the_truth(model, x[:count], y[:count], eps, seed, bar)
@@ -230,19 +219,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             little,
         ),
     ]
-    said = "\n".join(f"- {line}" for line in sentences(large, little))
-    print("\n\n".join([*(one.text() for one in tables), said]))
-    if options.save_results:
-        cases = [
-            {"network": network, "kind": kind, "through": name, "robust": share}
-            for kind, columns in (("convolutional", large), ("small", little))
-            for network, shares in columns.items()
-            for name, share in shares.items()
-        ]
-        markdown = "\n\n".join([*(one.markdown() for one in tables), said])
-        for path in comparison.save(RESULTS, about, cases, markdown, "-verdicts"):
-            print(f"wrote {path}")
-    return 0
+    cases = [
+        {"network": network, "kind": kind, "through": name, "robust": share}
+        for kind, columns in (("convolutional", large), ("small", little))
+        for network, shares in columns.items()
+        for name, share in shares.items()
+    ]
+    return Findings((*tables, listed(sentences(large, little))), cases)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return command("verdicts", __doc__, add_options, measured, arguments, trains=True)
 
 
 if __name__ == "__main__":

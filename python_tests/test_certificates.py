@@ -12,12 +12,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from benchmarks import certificates
-from benchmarks.certificates import OURS, PUBLISHED, TRAININGS, Size, main, measure, published
+from benchmarks import certificates, comparison
+from benchmarks.certificates import (
+    OURS,
+    PUBLISHED,
+    TRAININGS,
+    Family,
+    Size,
+    ball,
+    gaps_of,
+    main,
+    measure,
+    published,
+)
 from snnkern.attacks import ContradictionError
-from snnkern.certify import bounds, verify
+from snnkern.certify import bounds, split, verify
 from snnkern.data import digits
 from snnkern.models import SpikingNetwork, fc_net
+from snnkern.reference import Interval
 from snnkern.training import Natural, fit
 from snnkern.training.recipe import DATA
 
@@ -35,8 +47,9 @@ def trained() -> tuple[SpikingNetwork, TensorDataset]:
 def test_every_share_is_within_the_next(trained: tuple[SpikingNetwork, TensorDataset]) -> None:
     shares, seconds = measure(*trained, 0.06, 5.0, 0)
     assert shares["S-IBP"] <= shares["best of both"] <= shares["ours"] <= shares["ours, tight"]
+    assert shares["ours, tight"] <= shares["ours, split"]
     assert shares["S-CROWN"] <= shares["best of both"]
-    assert shares["ours, tight"] <= shares["exact"] <= shares["possible"] <= shares["attacked"]
+    assert shares["ours, split"] <= shares["exact"] <= shares["possible"] <= shares["attacked"]
     assert 0 < shares["ours, tight"] < shares["attacked"] <= shares["clean"]
     assert set(seconds) == {*PUBLISHED, *OURS, "exact"}
     assert all(value > 0 for value in seconds.values())
@@ -49,17 +62,16 @@ def test_the_printed_bounds_are_no_better_than_ours(
     x, y = test.tensors
     for eps, by_crown in ((0.02, False), (0.02, True), (0.1, False)):
         method = "crown" if by_crown else "ibp"
-        own = bounds(net, (x - eps).clamp(0, 1), (x + eps).clamp(0, 1), y, "best").amin(1) > 0
-        theirs = published(net, x, y, eps, by_crown)
-        assert not (theirs & ~own).any(), method
-    assert published(net, x, y, 0.0, by_crown=False).any()
+        own = bounds(net, *ball(x, eps), y, "best")
+        assert (published(net, ball(x, eps), y, by_crown) <= own + 1e-6).all(), method
+    assert (published(net, ball(x, 0.0), y, by_crown=False).amin(1) > 0).any()
 
 
 def test_a_bound_that_certifies_too_much_is_noticed(
     trained: tuple[SpikingNetwork, TensorDataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def all_of_them(net: SpikingNetwork, x: Tensor, *_: object, **__: object) -> Tensor:
-        return torch.ones(len(x), dtype=torch.bool)
+    def all_of_them(net: SpikingNetwork, box: Interval, *_: object) -> Tensor:
+        return torch.ones(len(box.lower), 9)
 
     monkeypatch.setattr(certificates, "published", all_of_them)
     with pytest.raises(AssertionError, match="S-IBP certifies what is broken"):
@@ -73,20 +85,37 @@ def test_a_bound_that_certifies_too_much_is_noticed(
         measure(*trained, 0.06, 5.0, 0)
 
 
+def test_gaps_shrink_from_the_papers_bounds_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "ROUNDS", 3)
+    family = Family((6, 8, 3), 3, False, 0.1, 1 / 3)
+    found = gaps_of(family, 3, 5.0)
+    assert found.margins == 6
+    assert list(found.gaps) == ["best of both", *OURS]
+    gaps, certified = list(found.gaps.values()), list(found.certified.values())
+    assert 0 < gaps[3] < gaps[2] < gaps[1] < gaps[0]
+    assert certified == sorted(certified)
+    right = bounds
+    monkeypatch.setattr(certificates, "bounds", lambda *given: right(*given) + 0.5)
+    with pytest.raises(AssertionError, match="is above a margin of 6-8-3, T = 3, integrating"):
+        gaps_of(family, 1, 5.0)
+
+
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "results").mkdir()
-    monkeypatch.setattr(certificates, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(comparison, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(certificates, "SIZES", (Size((6,), 0.02),))
     monkeypatch.setitem(DATA, "digits", partial(digits, test_share=0.9))
     runs = tmp_path / "runs"
-    command = ["--epochs", "1", "--images", "4", "--quiet", "--save-results"]
+    monkeypatch.setattr(certificates, "FAMILIES", (Family((4, 5, 3), 2, False, 0.05, 0.5),))
+    command = ["--epochs", "1", "--images", "4", "--networks", "2", "--quiet", "--save-results"]
     assert main([*command, "--folder", str(runs)]) == 0
     assert {run.name for run in runs.iterdir()} == {f"{name}_6-0" for name in TRAININGS.values()}
     written = sorted((tmp_path / "results").glob("*-certificates.*"))
     cases = json.loads(written[0].read_text())["cases"]
-    assert [case["training"] for case in cases] == list(TRAININGS)
+    assert [case["training"] for case in cases[:-1]] == list(TRAININGS)
+    assert cases[-1]["margins"] == 4
     text = written[1].read_text()
     assert "64-6-10, eps 0.02, S-IBP: " in text
     assert "certified implies certain" in capsys.readouterr().out

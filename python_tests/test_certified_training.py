@@ -313,6 +313,7 @@ def test_divergence_stops_the_training() -> None:
         ({"eps": 0.1, "weight": 0.5}, "Certified: weight is 0.5, expected two numbers"),
         ({"eps": 0.1, "weight": (0, 2)}, "Certified: weight is 2"),
         ({"eps": 0.1, "crown": (0, 0, 1)}, r"Certified: crown is \(0, 0, 1\), expected two"),
+        ({"eps": 0.1, "rivals": 0}, "Certified: rivals is 0"),
         ({"eps": 0.1, "relaxation": "crown"}, "relaxation is 'crown', expected 'paper' or 'joint'"),
         ({"eps": 0.1, "relaxation": "joint", "published": True}, "published is True and relaxa"),
         ({"eps": 0.1, "limit": 0}, "Certified: limit is 0"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from python_tests.test_certify import Case, cases, excess, margins_of, sample
 from python_tests.test_crown import SEARCHED, random_net
 from snnkern import functional
-from snnkern.certify import bounds, crown, first, split, verify
+from snnkern.certify import backward, bounds, first, slopes, split, verify
 from snnkern.reference import Interval
 
 
@@ -22,14 +22,14 @@ from snnkern.reference import Interval
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ROUNDS", 3), ("WIDTH", 4), ("STEPS", 4)):
         monkeypatch.setattr(split, name, value)
-    monkeypatch.setattr(crown, "STEPS", 8)
+    monkeypatch.setattr(slopes, "STEPS", 8)
 
 
 @given(cases(1 / 256, 0.02, 0.125))
 @settings(max_examples=40)
 def test_no_bound_exceeds_a_margin(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crown, "RATE", 0.5)
+        patch.setattr(slopes, "RATE", 0.5)
         assert excess(replace(case, reset="hard"), method="split") <= 0
 
 
@@ -57,7 +57,7 @@ def test_neither_batch_nor_chunks_change_anything(monkeypatch: pytest.MonkeyPatc
     for n in range(len(x)):
         alone = bounds(net, x[n : n + 1] - 0.03, x[n : n + 1] + 0.03, y[n : n + 1], "split")
         torch.testing.assert_close(alone, whole[n : n + 1], rtol=0, atol=1e-6)
-    monkeypatch.setattr(crown, "CHUNK", 5000)
+    monkeypatch.setattr(backward, "CHUNK", 5000)
     monkeypatch.setattr(split, "KEPT", 10000)
     chunks = bounds(net, x - 0.03, x + 0.03, y, "split")
     torch.testing.assert_close(chunks, whole, rtol=0, atol=1e-6)
@@ -77,6 +77,35 @@ def test_certificates_stop_where_they_may(monkeypatch: pytest.MonkeyPatch) -> No
         assert parts.method == "split"
         more += int((parts.certified & ~whole.certified).sum())
     assert more > 0
+
+
+def test_an_image_is_left_after_its_first_margin_that_stays_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before it the others have their turns, from the lowest on."""
+    net, _, _ = random_net(1, 8, 12, 6)
+    x = torch.rand(12, 1, 1, 8, generator=torch.Generator().manual_seed(0))
+    y = net(x).argmax(1)
+    asked: list[tuple[Tensor, Tensor]] = []
+    hopeless = y[0]
+
+    def totals(margins: split.Margins, enough: float) -> Tensor:
+        asked.append((margins.box.lower[0], margins.other))
+        return torch.where(margins.y == hopeless, -1.0, 1.0).double()
+
+    monkeypatch.setattr(split, "totals", totals)
+    whole = bounds(net, (x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1), y, "best")
+    found = verify(net, x, y, 0.1, "split")
+    open_ = (whole <= 0).sum(1)
+    assert open_[y != hopeless].max() > 1
+    assert open_[y == hopeless].max() > 1
+    assert torch.equal(found.certified, (y != hopeless) | (open_ == 0))
+    turns = torch.where(y == hopeless, open_.clamp(max=1), open_)
+    assert [len(other) for _, other in asked] == [
+        int((turns > done).sum()) for done in range(int(turns.max()))
+    ]
+    first_asked = asked[0][1]
+    assert torch.equal(first_asked, whole.argmin(1)[open_ > 0])
 
 
 def test_parts_change_the_train_where_they_meet() -> None:

@@ -29,7 +29,8 @@ from python_tests.test_certify import (
 )
 from snnkern import functional
 from snnkern.autograd import TransposedConv2d
-from snnkern.certify import bounds, crown, first, ibp
+from snnkern.certify import backward, bounds, crown, first, ibp, neurons, slopes
+from snnkern.certify.backward import Backward, Options, Traced
 from snnkern.functional import lif
 from snnkern.models import Normalize, SpikingNetwork, fc_net
 from snnkern.nn import (
@@ -38,13 +39,14 @@ from snnkern.nn import (
     NormLIF,
     Residual,
     SharedDropout,
+    SumReadout,
     TimeDistributed,
     packed,
 )
 from snnkern.reference import Interval
 from snnkern.training import certified_loss
 
-PAPER = crown.Options("paper", exact_first=False, once_over_time=False)
+PAPER = Options("paper", exact_first=False, once_over_time=False)
 
 
 def layers_of(net: SpikingNetwork) -> list[nn.Module]:
@@ -93,7 +95,7 @@ def test_training_bounds_differ_by_rounding_alone(name: str, slope: Any) -> None
     parameters = [p for p in net.parameters() if p.requires_grad]
     results = []
     for outward in (True, False):
-        options = crown.Options(slope, exact_first=False, outward=outward)
+        options = Options(slope, exact_first=False, outward=outward)
         total = crown.totals(layers_of(net), box, y, options)
         results.append((total, *torch.autograd.grad(certified_loss(total, y), parameters)))
     for certified, trained in zip(*results, strict=True):
@@ -135,9 +137,11 @@ def test_no_bound_exceeds_a_margin(case: Case) -> None:
     assert excess(case, method="crown") <= 0
 
 
-@pytest.mark.parametrize("options", [PAPER, crown.Options(exact_first=False), crown.TIGHT])
+@pytest.mark.parametrize(
+    "options", [PAPER, Options(exact_first=False), crown.TIGHT, Options(rivals=1)]
+)
 @pytest.mark.parametrize("seed", range(8))
-def test_bounds_of_spike_boxes_hold_for_all_their_spikes(seed: int, options: crown.Options) -> None:
+def test_bounds_of_spike_boxes_hold_for_all_their_spikes(seed: int, options: Options) -> None:
     case = Case(seed=seed, reset=RESETS[seed % 4], strict=seed % 3 == 0, threshold=0.25)
     case = replace(case, spiking_output=seed % 2 == 0, lattice=seed % 5 == 0)
     net = build(case).eval()
@@ -258,8 +262,42 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     net = many_layers(1, True)
     x, y = torch.rand(2, 2, 8, 8), torch.tensor([0, 2])
     whole = bounds(net, x - 0.01, x + 0.01, y, "crown")
-    monkeypatch.setattr(crown, "CHUNK", 1)
+    monkeypatch.setattr(backward, "CHUNK", 1)
     assert_within(bounds(net, x - 0.01, x + 0.01, y, "crown"), whole, 1e-5)
+
+
+def test_rivals_are_those_whose_intervals_are_worst() -> None:
+    """Their margins are those of all by S-CROWN, the others S-IBP's, and so are the gradients."""
+    torch.manual_seed(0)
+    for spiking in (True, False):
+        net = fc_net(
+            7,
+            5,
+            input_shape=(1, 4, 4),
+            hidden=[9],
+            spiking_output=spiking,
+            leak=0.25,
+            threshold=0.25,
+        )
+        layers, parameters = layers_of(net), list(net.parameters())
+        images, y = torch.rand(40, 1, 4, 4), torch.arange(40) % 7
+        box = Interval(*((images + side).expand(5, -1, -1, -1, -1) for side in (-0.03, 0.03)))
+        training = Options("paper", exact_first=False, outward=False)
+        lines, few = (crown.totals(layers, box, y, training._replace(rivals=k)) for k in (6, 2))
+        assert torch.equal(lines, crown.totals(layers, box, y, training))
+        intervals = ibp.margins(layers, SumReadout(), box, y)
+        lowest, worst = intervals.sort(1)
+        clear = (lowest[:, 1] < lowest[:, 2]).nonzero()[:, 0]  # which two are the worst
+        assert len(clear) > 5
+        expected = intervals.double().scatter(1, worst[:, :2], lines.gather(1, worst[:, :2]))
+        assert not torch.allclose(expected, lines)
+        assert_within(few[clear].detach(), expected[clear].detach(), 1e-6)
+        found, wanted = (
+            torch.autograd.grad(certified_loss(t[clear], y[clear]), parameters)
+            for t in (few, expected)
+        )
+        for one, other in zip(found, wanted, strict=True):
+            assert_within(one, other, 1e-5)
 
 
 def test_the_relu_network_is_bounded_too() -> None:
@@ -293,8 +331,8 @@ def test_the_best_is_the_better_of_both_for_every_margin() -> None:
 @settings(max_examples=40)
 def test_no_bound_with_optimised_slopes_exceeds_a_margin(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crown, "STEPS", 4)
-        patch.setattr(crown, "RATE", 0.5)
+        patch.setattr(slopes, "STEPS", 4)
+        patch.setattr(slopes, "RATE", 0.5)
         assert excess(case, method="tight") <= 0
 
 
@@ -339,24 +377,24 @@ def test_membranes_bounded_by_rows_tighten_the_margins() -> None:
         found = margins_of(net, sample(x - 0.03, x + 0.03, 1000, seed), y).amin(1).detach()
         with torch.no_grad():
             plain = crown.totals(layers_of(net), box, y) / 3
-            tight = crown.totals(layers_of(net), box, y, crown.Options(membranes=True)) / 3
+            tight = crown.totals(layers_of(net), box, y, Options(membranes=True)) / 3
         assert (tight <= found).all()
         gain += (tight - plain).sum().item()
     assert gain > 0.5
 
 
 def forget_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = crown._by_rows
+    right = neurons._by_rows
 
-    def broken(neuron: dict[str, Any], box: Interval, before: crown.Backward) -> Any:
+    def broken(neuron: dict[str, Any], box: Interval, before: Backward) -> Any:
         return right(neuron | {"leak": 0.0}, box, before)
 
-    monkeypatch.setattr(crown, "_by_rows", broken)
+    monkeypatch.setattr(neurons, "_by_rows", broken)
 
 
 def test_membranes_that_forget_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_the_past(monkeypatch)
-    monkeypatch.setattr(crown, "STEPS", 2)
+    monkeypatch.setattr(slopes, "STEPS", 2)
     cases = (replace(case, shape=("fc", "conv")[n % 2]) for n, case in enumerate(SEARCHED))
     assert any(excess(case, method="tight") > 0 for case in cases)
 
@@ -509,9 +547,7 @@ def forget_trains_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
 def add_up_the_last_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     right = crown._affine
 
-    def broken(
-        module: TimeDistributed, its: ibp.Affine, box: Interval, options: crown.Options
-    ) -> crown.Traced:
+    def broken(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Options) -> Traced:
         traced = right(module, its, box, options)
         return traced._replace(back=lambda rows: traced.back(rows[:, -1:].expand(rows.shape)))
 

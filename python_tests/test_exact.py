@@ -15,7 +15,7 @@ from python_tests.exact_networks import COUNT, Solved, solved
 from python_tests.helpers import assert_within
 from python_tests.test_certify import CLASSES, margins_of, sample
 from python_tests.test_crown import random_net, residual_net
-from snnkern.certify import bounds, crown, exact, split, verify
+from snnkern.certify import bounds, exact, slopes, split, verify
 from snnkern.certify.bounds import METHODS
 from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import LIF, MeanReadout, NormLIF, RateCoding, TimeDistributed
@@ -54,7 +54,7 @@ def gaps(case: Solved) -> dict[str, Tensor]:
 
 
 def test_no_bound_exceeds_the_exact_margins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crown, "STEPS", 8)
+    monkeypatch.setattr(slopes, "STEPS", 8)
     monkeypatch.setattr(split, "ROUNDS", 3)
     total = dict.fromkeys(METHODS, 0.0)
     certified = dict.fromkeys(METHODS, 0)

@@ -182,8 +182,8 @@ def test_the_first_currents_of_few_flips_are_exact(layer: nn.Module) -> None:
             found = torch.stack([layer(step) for step in every])
         assert (bound.lower[:, 0] <= found.amin(1)).all()
         assert (bound.upper[:, 0] >= found.amax(1)).all()
-        assert_within(bound.lower[:, 0], found.amin(1), 1e-5)
-        assert_within(bound.upper[:, 0], found.amax(1), 1e-5)
+        assert_within(bound.lower[:, 0], found.amin(1), 2e-5)
+        assert_within(bound.upper[:, 0], found.amax(1), 2e-5)
 
 
 def test_golden_events() -> None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from snnkern._checks import check_images, check_int, check_number
 from snnkern.certify import crown, exact, ibp, inputs, split
+from snnkern.certify.backward import Options, round_down
+from snnkern.certify.slopes import Slopes
 from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding, evaluation_mode
 from snnkern.nn.reading import divided_by, runs_as
@@ -44,7 +46,7 @@ def bounds(
             best of these, and of S-CROWN with the slopes of eq. 8 and 10, for every margin;
             ``"tight"``: the same, and S-CROWN with slopes that are optimised and, in small layers,
             membranes that it bounds as well, 100 times as long; ``"split"``: the same, and bounded
-            anew in up to 1024 parts of what the currents of first neurons may be, longer still. In
+            anew in up to 512 parts of what the currents of first neurons may be, longer still. In
             all of them the first neurons of a constant input are exact, where they are reset to 0;
             where there are none ``"split"`` is ``"tight"``.
         draws: of the encoder of a network with rate coding, ``[T, N, C, H, W]``, as
@@ -69,7 +71,10 @@ def _bounds(
     draws: Tensor | None,
     enough: float = math.inf,
 ) -> Tensor:
-    """``bounds``, which work no longer on those above ``enough``, where that takes long."""
+    """``bounds``; what takes long is done only as far as to say of which samples all are above.
+
+    Those above ``enough`` stay as they are, and so do all of a sample once one cannot be raised.
+    """
     network = _network(model, method, lower)
     if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.numel() == 0:
         raise ValueError(
@@ -216,7 +221,7 @@ def _margins(
     """The best of what the method finds, for inputs of the layers in ``box``."""
     layers = layers_of(model, budget)
 
-    def by_crown(options: crown.Options) -> Tensor:
+    def by_crown(options: Options) -> Tensor:
         total = crown.totals(layers, box, y, options, least)
         return _of_totals(total, layers, model.readout, box)
 
@@ -229,15 +234,23 @@ def _margins(
     if best:
         found.append(by_crown(crown.WITH_SLOPES_OF_THE_PAPER))
     if method == "tight" or (method == "split" and least is not None):
-        found.append(by_crown(crown.Options(slopes=crown.Slopes(), membranes=True)))
+        found.append(by_crown(Options(slopes=Slopes(), membranes=True)))
     margins = torch.stack(found).amax(0)
     if method == "split" and least is None:
-        sample, other = (margins <= enough).nonzero(as_tuple=True)
-        if len(sample):
-            wanted = split.Margins(layers, box, y, torch.zeros_like(y)).pick(sample)
-            total = split.totals(wanted._replace(other=other), enough)
+        whole = split.Margins(layers, box, y, torch.zeros_like(y))
+        open_ = margins <= enough
+        while bool(open_.any()):
+            if enough == math.inf:
+                sample, other = open_.nonzero(as_tuple=True)
+            else:  # the lowest of every sample: where it stays open, the others settle nothing
+                lowest, which = torch.where(open_, margins, math.inf).min(1)
+                sample = (lowest <= enough).nonzero()[:, 0]
+                other = which[sample]
+            total = split.totals(whole.pick(sample)._replace(other=other), enough)
             new = _of_totals(total, layers, model.readout, box)
             margins[sample, other] = torch.maximum(margins[sample, other], new)
+            open_[sample, other] = False
+            open_[sample[margins[sample, other] <= enough]] = False
     return margins
 
 
@@ -248,7 +261,7 @@ def _of_totals(total: Tensor, layers: list[nn.Module], readout: nn.Module, box: 
     if ibp.counts_spikes(layers):  # whole numbers, which the network divides as well
         return total.ceil().to(dtype) / divisor
     exact = total / divisor
-    return crown.round_down(exact - 2.0**-50 * exact.abs(), dtype)
+    return round_down(exact - 2.0**-50 * exact.abs(), dtype)
 
 
 def _refuse_reduced_precision(device: torch.device) -> None:

@@ -437,8 +437,12 @@ def margins(layers: list[nn.Module], readout: nn.Module, box: Interval, y: Tenso
     head, before = split_head(layers)
     for layer in before:
         box = propagate(layer, box)
-    target = head(box, y)
+    return least_sums(head(box, y), box) / divided_by(readout, timesteps)
+
+
+def least_sums(target: Target, box: Interval) -> Tensor:
+    """Lower bounds of the margins' sums over time, ``[N, K - 1]``, of what enters in ``box``."""
     counts = box.map(lambda t: t.sum(0))
     lower = torch.einsum("nkf,nf->nk", target.weights.clamp(min=0), counts.lower)
     lower = lower + torch.einsum("nkf,nf->nk", target.weights.clamp(max=0), counts.upper)
-    return (lower + target.constant) / divided_by(readout, timesteps)
+    return lower + target.constant

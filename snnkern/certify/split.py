@@ -16,14 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snnkern.certify import crown
+from snnkern.certify import backward, crown
+from snnkern.certify.slopes import Known, Slopes
 from snnkern.reference import Interval
 
 # Rounds of splitting, and the parts of a margin's box that are split in each: the lowest.
 ROUNDS = 16
-WIDTH = 64
+WIDTH = 32
 # Of the steps that optimise the slopes of a part, which begin as those of the whole.
-STEPS = 12
+STEPS = 8
 RATE = 0.1
 # Numbers in a layer, of all parts that are kept at once.
 KEPT = 1 << 28
@@ -46,7 +47,7 @@ class Parts(NamedTuple):
     layer: Tensor
     neuron: Tensor
     least: Tensor
-    known: list[crown.Known]
+    known: list[Known]
 
     def pick(self, index: Tensor) -> Parts:
         """Some of them."""
@@ -142,17 +143,19 @@ def _split(halves: Parts) -> None:
             end[index, halves.neuron[index]] = least if end is low else below
 
 
-def _bounded(margins: Margins, owner: Tensor, known: list[crown.Known] | None, width: int) -> Parts:
+def _bounded(margins: Margins, owner: Tensor, known: list[Known] | None, width: int) -> Parts:
     """Parts of the margins' boxes, whole where nothing is known."""
     found = []
     every = torch.arange(len(owner), device=owner.device)
-    for some in every.split(max(1, crown.CHUNK // (8 * width))):
-        slopes = crown.Slopes()
+    for some in every.split(max(1, backward.CHUNK // (8 * width))):
+        slopes = Slopes()
         if known is not None:
-            slopes = crown.Slopes([layer.pick(some) for layer in known], STEPS, RATE)
-        options = crown.Options(slopes=slopes, membranes=True)
+            slopes = Slopes([layer.pick(some) for layer in known], STEPS, RATE)
+        # Membranes of a part by S-IBP, within those of the whole: by S-CROWN again for each they
+        # would take ten times as long, and few margins get any better.
+        options = backward.Options(slopes=slopes, membranes=known is None)
         its = margins.pick(owner[some])
-        bound = crown.totals(its.layers, its.box, its.y, options, only=its.other)[:, 0]
+        bound = crown.totals(its.layers, its.box, its.y, options, only=its.other[:, None])[:, 0]
         found.append(Parts(owner[some], bound, *_branch(slopes, bound), slopes.known()))
     parts = found[0]
     for more in found[1:]:
@@ -160,7 +163,7 @@ def _bounded(margins: Margins, owner: Tensor, known: list[crown.Known] | None, w
     return parts
 
 
-def _branch(slopes: crown.Slopes, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _branch(slopes: Slopes, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The layer, neuron and current at which every part is to be split next."""
     layer = torch.full_like(bound, -1, dtype=torch.int64)
     neuron, least = torch.zeros_like(layer), torch.zeros_like(bound)
