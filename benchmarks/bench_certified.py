@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.bench_training import Step, peak_bytes
+from benchmarks.comparison import in_turns
 from snnkern.bench import Quartiles, Setting
 from snnkern.certify import bounds, crown, ibp, inputs
 from snnkern.certify.backward import Options
 from snnkern.models import conv_net, vgg11
 from snnkern.nn import RateCoding, evaluation_mode
 from snnkern.reference import Interval
-from snnkern.report.table import Cell, Table
+from snnkern.report.table import Table
 from snnkern.surrogate import Rectangle
 
 # Of Liang et al. 2022: T, T' and the batch; half the width of a box.
@@ -104,32 +105,22 @@ def test_certified_training(
             losses[name + which] = partial(steps.certified, options._replace(rivals=count))
             bars[name + which] = "at most 3"
     run = {name: steps.step(loss) for name, loss in losses.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-
-    def one_round() -> None:
-        for name, step in run.items():
-            start = perf_counter()
-            step()
-            seconds[name].append(perf_counter() - start)
-
-    if benchmark.disabled:
-        benchmark(lambda: None)
+    seconds = in_turns(benchmark, run, ROUNDS)
+    if not seconds:
         return
-    benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
-    seconds = {name: times[-ROUNDS:] for name, times in seconds.items()}
-    rows = [("step", "seconds", "over natural (quartiles)", "bar")]
+    rows = []
     for name, times in seconds.items():
         ratio = Quartiles.of_ratios(times, seconds["natural"])
         rows.append((name, f"{statistics.median(times):.3f}", str(ratio), bars.get(name, "")))
+    head = ("step", "seconds", "over natural (quartiles)", "bar")
     caption = (
         f"CONV network of Liang et al. 2022, {IMAGES} images of 28x28, float32, {setting}: a "
         f"natural training step at T = {TIMESTEPS}, certified ones at T' = {CERTIFIED_TIMESTEPS}, "
         "by S-CROWN against all nine other classes or against the few of which S-IBP's margins are "
         f"lowest; medians of {ROUNDS} interleaved rounds."
     )
-    head, *body = [tuple(map(Cell, row)) for row in rows]
     cases = [{"step": name, "seconds": times} for name, times in seconds.items()]
-    report_table(f"certified-{setting.pages}", Table(caption, head, tuple(body)), cases)
+    report_table(f"certified-{setting.pages}", Table.of(caption, head, rows), cases)
 
 
 def test_crown_of_vgg11(benchmark: Any, report_table: Callable[..., None]) -> None:
@@ -153,7 +144,6 @@ def test_crown_of_vgg11(benchmark: Any, report_table: Callable[..., None]) -> No
         "S-CROWN of VGG11 with batch norm, T = 4, one image of 32x32, all nine margins, float32: "
         "seconds, and the most that is allocated at once, parameters aside."
     )
-    head = tuple(map(Cell, ("seconds", "MiB")))
-    row = tuple(map(Cell, (f"{seconds:.2f}", f"{peak / 2**20:.0f}")))
+    row = (f"{seconds:.2f}", f"{peak / 2**20:.0f}")
     cases = [{"seconds": seconds, "bytes": peak}]
-    report_table("certified-vgg11", Table(caption, head, (row,)), cases)
+    report_table("certified-vgg11", Table.of(caption, ("seconds", "MiB"), [row]), cases)
