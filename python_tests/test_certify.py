@@ -226,6 +226,38 @@ def test_no_bound_exceeds_a_margin_of_thousands(shape: str, reset: Reset) -> Non
         assert excess(case, samples=4000, method="best") <= 0
 
 
+def test_a_module_may_stand_twice() -> None:
+    for seed in range(6):
+        torch.manual_seed(seed)
+        act = LIF(0.9, 0.3)
+        layers = nn.Sequential(
+            TimeDistributed(nn.Sequential(nn.Flatten(), nn.Linear(8, 6))),
+            act,
+            TimeDistributed(nn.Linear(6, 6)),
+            act,
+            TimeDistributed(nn.Linear(6, CLASSES)),
+        )
+        net = SpikingNetwork(3, nn.Identity(), layers, MeanReadout()).double().eval()
+        x, y = torch.rand(4, 2, 2, 2).double(), torch.randint(CLASSES, (4,))
+        lower, upper = x - 0.02, x + 0.02
+        found = margins_of(net, sample(lower, upper, 500, seed), y).amin(1)
+        assert (bounds(net, lower, upper, y) <= found).all()
+        points = margins_of(net, x[:, None], y)[:, 0]
+        assert_within(bounds(net, x, x, y), points.detach(), 1e-9)
+
+
+@pytest.mark.parametrize("timesteps", [3, 5, 7])
+def test_rates_are_rounded_and_their_bounds_below(timesteps: int) -> None:
+    torch.manual_seed(timesteps)
+    layers = nn.Sequential(
+        TimeDistributed(nn.Sequential(nn.Flatten(), nn.Linear(8, CLASSES))), LIF(0.9, 0.5)
+    )
+    net = SpikingNetwork(timesteps, nn.Identity(), layers, MeanReadout()).eval()
+    nn.init.normal_(layers[0].module[1].weight)  # type: ignore[union-attr,index]
+    x, y = torch.rand(500, 2, 2, 2), torch.randint(CLASSES, (500,))
+    assert (bounds(net, x, x, y) <= margins_of(net, x[:, None], y)[:, 0]).all()
+
+
 @given(CASES)
 @settings(max_examples=100)
 def test_a_box_of_one_point_has_the_margins_of_the_point(case: Case) -> None:

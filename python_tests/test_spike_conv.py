@@ -214,6 +214,7 @@ def test_opcheck(overload: str) -> None:
         bits, weight = pack_spikes(x), random(20, 3, 3, 2)
         layout = (list(x.shape), list(x.stride()))
         opcheck(getattr(ops.count_spikes, overload), (bits,))
+        opcheck(getattr(ops.fingerprint, overload), (weight.view(torch.int32),))
         opcheck(getattr(ops.spike_rows, overload), (weight, 32))
         rows = ops.spike_rows(weight, 32)
         for bias in (None, random(20)):
@@ -232,6 +233,8 @@ def test_the_reference_is_bit_for_bit_what_the_kernel_reads() -> None:
     bits = pack_spikes(spikes_of(3, 1001))
     assert int(ops.count_spikes(bits)) == int(ops.count_spikes.reference(bits))
     assert int(ops.count_spikes(bits)) == int(spikes_of(3, 1001).sum())
+    for words in (weight.view(torch.int32), random(40_001).bfloat16().view(torch.int16)):
+        assert int(ops.fingerprint(words)) == int(ops.fingerprint.reference(words))
 
 
 @needs_kernel
@@ -445,16 +448,18 @@ def fused_step(layer: nn.Module) -> None:
     [
         fused_step,
         lambda layer: layer.weight.data.mul_(2),
+        lambda layer: layer.weight.data.neg_(),
+        lambda layer: layer.weight.data.copy_(layer.weight.flip(0)),
         lambda layer: layer.weight.data.clamp_(-0.01, 0.01),
         lambda layer: setattr(layer.weight, "data", layer.weight.data + 1),
     ],
-    ids=["fused", "mul", "clamp", "set"],
+    ids=["fused", "mul", "negative", "order", "clamp", "set"],
 )
 def test_no_change_of_a_weight_goes_unnoticed(change: Any, dtype: torch.dtype) -> None:
     """Not those either that make no new version of it."""
     torch.manual_seed(0)
-    layer = Conv2d(16, 20, 3, padding=1, event_driven=True).to(dtype)
-    x = (torch.rand(2, 16, 6, 6) < 0.1).to(dtype)
+    layer = Conv2d(64, 64, 3, padding=1, event_driven=True).to(dtype)
+    x = (torch.rand(2, 64, 6, 6) < 0.1).to(dtype)
     before = layer(x)
     change(layer)
     expected = F.conv2d(x, layer.weight, layer.bias, padding=1)

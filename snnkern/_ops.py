@@ -56,6 +56,7 @@ SCHEMAS = {
     "pack_spikes": "(Tensor spikes) -> (Tensor packed, Tensor stray)",
     "unpack_spikes": "(Tensor packed, SymInt[] size, SymInt[] stride, ScalarType dtype) -> Tensor",
     "count_spikes": "(Tensor packed) -> Tensor",
+    "fingerprint": "(Tensor words) -> Tensor",
     "spike_rows": "(Tensor weight, int block) -> Tensor",
     "spike_conv2d": "(Tensor packed, SymInt[] size, SymInt[] strides, Tensor rows, Tensor? bias, "
     "SymInt out_channels, int[] stride, int[] padding, int[] dilation) -> Tensor",
@@ -81,6 +82,7 @@ SCHEMAS = {
 # Compiled for the CPU; on a GPU the reference runs.
 WITHOUT_GPU_KERNEL = (
     "count_spikes",
+    "fingerprint",
     "spike_rows",
     "spike_conv2d",
     "spike_conv2d_lif",
@@ -302,6 +304,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "pack_spikes": _pack_spikes_fake,
     "unpack_spikes": _unpack_spikes_fake,
     "count_spikes": lambda packed: packed.new_empty((), dtype=torch.int64),
+    "fingerprint": lambda words: words.new_empty((), dtype=torch.int64),
     "spike_rows": _spike_rows_fake,
     "spike_conv2d": _spike_conv2d_fake,
     "spike_conv2d_lif": _spike_conv2d_lif_fake,
@@ -323,7 +326,7 @@ def _refuse_to_differentiate(name: str) -> Callable[..., NoReturn]:
             wanted = f"a second derivative of snnkern.functional.{function}"
         else:
             wanted = f"the derivative of torch.ops.snnkern.{name}"
-            if "pack" not in name and name not in ("spike_rows", "count_spikes"):
+            if "pack" not in name and name not in ("spike_rows", "count_spikes", "fingerprint"):
                 wanted += f"; call snnkern.functional.{function} instead"
         raise NotImplementedError(
             f"asked for {wanted}: a spike has a surrogate for its first derivative, nothing beyond"

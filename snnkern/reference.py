@@ -255,6 +255,24 @@ def count_spikes(packed: Tensor) -> Tensor:
     return (bits & 1).sum()
 
 
+def fingerprint(words: Tensor) -> Tensor:
+    """A number that other words, int16 or int32, or these in another order have only by chance.
+
+    Of each word and its place one number modulo 2^64, whose upper half is mixed into the lower, and
+    the sum of these.
+    """
+    place = torch.arange(words.numel(), device=words.device)
+    mixed = words.flatten().long() * _signed(0x9E3779B97F4A7C15) + place * _signed(
+        0xC2B2AE3D27D4EB4F
+    )
+    return (mixed ^ ((mixed >> 32) & 0xFFFFFFFF)).sum()
+
+
+def _signed(word: int) -> int:
+    """64 bits as torch has them."""
+    return word - 2**64
+
+
 def spike_rows(weight: Tensor, block: int) -> Tensor:
     """A convolution's weight ``[K, C, H, W]`` as rows of ``block`` neighbouring outputs.
 

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "clones.h"
 #include "row_sums.h"
 #include "tile.h"
 
@@ -177,6 +178,22 @@ struct OutputRows {
 };
 
 }  // namespace
+
+// Of each word and its place one number, whose upper half is mixed into the lower: a linear sum is
+// the same for weights that exchange their places, or that all halve.
+template <class Word>
+SNN_CLONES std::uint64_t fingerprint(const Word* words, std::int64_t first, std::int64_t last) {
+  std::uint64_t sum = 0;
+  for (std::int64_t i = first; i < last; ++i) {
+    const auto word = static_cast<std::uint64_t>(std::int64_t{words[i]});
+    const auto place = static_cast<std::uint64_t>(i);
+    const std::uint64_t mixed = word * 0x9e3779b97f4a7c15 + place * 0xc2b2ae3d27d4eb4f;
+    sum += mixed ^ mixed >> 32;
+  }
+  return sum;
+}
+template std::uint64_t fingerprint(const std::int16_t*, std::int64_t, std::int64_t);
+template std::uint64_t fingerprint(const std::int32_t*, std::int64_t, std::int64_t);
 
 std::int64_t count_bits(const std::uint8_t* bits, std::int64_t first, std::int64_t last) {
   std::int64_t count = 0;

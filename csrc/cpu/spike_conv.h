@@ -55,6 +55,11 @@ struct SpikeConv {
 // How many bits of [first, last) are 1.
 std::int64_t count_bits(const std::uint8_t* bits, std::int64_t first, std::int64_t last);
 
+// A sum over words [first, last) of 16 or 32 bits, modulo 2^64, that other words, or the same in
+// another order, do not have but by chance.
+template <class Word>
+std::uint64_t fingerprint(const Word* words, std::int64_t first, std::int64_t last);
+
 // Blocks [first, last) of the weight [out_channels, channels, kernel, kernel] as the rows that
 // spike_conv sums: [block, tap in height, channel, tap in width from the last to the first,
 // out_channel of the block], zero where there is none.

@@ -84,6 +84,21 @@ Tensor count_spikes_op(const Tensor& packed) {
   return result;
 }
 
+Tensor fingerprint_op(const Tensor& words) {
+  const bool wide = words.scalar_type() == ScalarType::Int;
+  STD_TORCH_CHECK((wide || words.scalar_type() == ScalarType::Short) && words.is_contiguous(),
+                  "snnkern: words are int16 or int32, contiguous");
+  const Tensor result = empty_strided({}, {}, ScalarType::Long, words);
+  const void* const from = words.const_data_ptr();
+  std::atomic<uint64_t> sum{0};
+  torch::stable::parallel_for(0, words.numel(), kGrain, [&](int64_t first, int64_t last) {
+    sum += wide ? fingerprint(static_cast<const int32_t*>(from), first, last)
+                : fingerprint(static_cast<const int16_t*>(from), first, last);
+  });
+  *static_cast<int64_t*>(result.mutable_data_ptr()) = static_cast<int64_t>(sum.load());
+  return result;
+}
+
 Tensor spike_rows_op(const Tensor& weight, int64_t block) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_contiguous() && block > 0 && block % kRowUnit == 0,
                   "snnkern: weight is [K, C, H, W], contiguous, block a multiple of ", kRowUnit);
@@ -267,6 +282,7 @@ Tensor spike_conv2d_weight_op(const Tensor& grad, const Tensor& packed,
 
 STABLE_TORCH_LIBRARY_IMPL(snnkern, CPU, m) {
   m.impl("count_spikes", TORCH_BOX(&snnkern::cpu::count_spikes_op));
+  m.impl("fingerprint", TORCH_BOX(&snnkern::cpu::fingerprint_op));
   m.impl("spike_rows", TORCH_BOX(&snnkern::cpu::spike_rows_op));
   m.impl("spike_conv2d", TORCH_BOX(&snnkern::cpu::spike_conv2d_op));
   m.impl("spike_conv2d_lif", TORCH_BOX(&snnkern::cpu::spike_conv2d_lif_op));

@@ -181,8 +181,9 @@ def layers_of(
 
     The budget has the spikes ``[T, N, ...]``, which of them may differ, and how many.
     """
-    plain = runs_as(network.layers, nn.Sequential)
-    layers = list(network.layers.children()) if plain else [network.layers]
+    # Not children(), which names a module once that stands twice.
+    inner = network.layers
+    layers = list(inner) if runs_as(inner, nn.Sequential) else [inner]
     return layers if budget is None else inputs.with_flips(layers, *budget)
 
 
@@ -251,7 +252,17 @@ def _margins(
             margins[sample, other] = torch.maximum(margins[sample, other], new)
             open_[sample, other] = False
             open_[sample[margins[sample, other] <= enough]] = False
+    if ibp.counts_spikes(layers):
+        margins -= _rounding_of_rates(divided_by(model.readout, len(box.lower)), margins.dtype)
     return margins
+
+
+def _rounding_of_rates(divisor: int, dtype: torch.dtype) -> float:
+    """By how much the difference of two rates may fall short of that of their numbers of spikes.
+
+    Two quotients of at most 1 and their difference are rounded; by a power of two none is.
+    """
+    return 0.0 if divisor & (divisor - 1) == 0 else 2 * torch.finfo(dtype).eps
 
 
 def _of_totals(total: Tensor, layers: list[nn.Module], readout: nn.Module, box: Interval) -> Tensor:

@@ -128,7 +128,7 @@ def _of_image(
     wanted: Tensor | None,
     time_limit: float,
 ) -> Exact:
-    layers = list(double.layers.children())
+    layers = flattened([double.layers])
     head, before = ibp.split_head(layers)
     chain, last = _written_down(double, before, box)
     target = head(last, y)
