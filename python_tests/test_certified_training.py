@@ -188,7 +188,7 @@ def test_worst_logits_decide_as_certificates_do() -> None:
     method = Certified(0.02, crown=(0, 0))
     ((_, logits),) = method.losses(net, x, y, memory())
     certified = bounds(net, (x - 0.02).clamp(0, 1), (x + 0.02).clamp(0, 1), y, "ibp").amin(1)
-    assert 0 < (certified == 0).sum() < 60
+    assert 0 < (certified.abs() < 1e-6).sum() < 60
     assert not ((logits.argmax(1) == y) & (certified <= 0)).any()
 
 

@@ -39,13 +39,14 @@ def test_enough_parts_leave_no_gap() -> None:
         patch.setattr(split, "ROUNDS", 10)
         patch.setattr(split, "WIDTH", 64)
         for seed in range(4):
-            net, x, y = random_net(seed, 6, 8, 3, spiking_output=True)
-            lower, upper = x - 0.05, x + 0.05
+            net, x, y = random_net(seed, 6, 8, 8, 3, spiking_output=True)
+            lower, upper = x - 0.1, x + 0.1
             found = margins_of(net, sample(lower, upper, 4000, seed), y).amin(1)
             for method in gaps:
                 bound = bounds(net, lower, upper, y, method)  # type: ignore[arg-type]
                 gaps[method] += (found - bound).mean().item()
-    assert gaps["split"] < 0.3 * gaps["tight"]
+    assert gaps["tight"] > 1
+    assert gaps["split"] < 1e-5
 
 
 def test_neither_batch_nor_chunks_change_anything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -28,7 +28,17 @@ from python_tests.networks import tiny_net
 from snnkern import functional
 from snnkern.attacks import BIM, FGSM
 from snnkern.nn import hold_surrogates
-from snnkern.surrogate import ASSG, HART, PDSG, RGA, ATan, Moments, Surrogate, Triangle
+from snnkern.surrogate import (
+    ASSG,
+    HART,
+    PDSG,
+    RGA,
+    ATan,
+    Moments,
+    NotPointwise,
+    Surrogate,
+    Triangle,
+)
 
 RULES = (RGA(), HART(0.7), PDSG(), ASSG(0.4, relax=1.2, decay=0.8))
 EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -470,6 +480,24 @@ def test_assg_follows_the_steps_of_an_attack() -> None:
     assert_within(stopped[~broken], plain_steps[~broken], 1e-12)
     again = BIM(0.2, steps=6, gradient=ASSG(), restarts=2)(net, x, y)
     assert_within(again, plain_steps, 1e-12)
+
+
+def test_own_rules_say_what_they_lack() -> None:
+    class Own(NotPointwise):
+        kind: ClassVar[str] = "own"
+
+    class OwnSteps(HART):
+        kind: ClassVar[str] = "own_steps"
+
+    x = random(3, 2, 4).requires_grad_()
+    with pytest.raises(ValueError, match="Own has no derivatives of all steps, expected it to"):
+        lif(x, surrogate=Own()).sum().backward()
+    with pytest.raises(ValueError, match="expected no synapse"):
+        lif(x, surrogate=OwnSteps(), synapse="jump", synapse_decay=0.5)
+    lif(x, surrogate=OwnSteps()).sum().backward()
+    expected = torch.autograd.grad(lif(x, surrogate=HART()).sum(), x)[0]
+    assert x.grad is not None
+    assert_within(x.grad, expected, 0)
 
 
 def test_rules_without_a_point_have_no_derivative() -> None:

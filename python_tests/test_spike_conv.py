@@ -340,7 +340,7 @@ def test_the_choice_depends_on_the_input_alone(learns: bool) -> None:
     ours: Any
     ours, _, x = layer_of("conv")
     ours.requires_grad_(learns)
-    below = events.limit(x, ours.weight, 1024, trains=learns)
+    below = events.limit(x, ours.weight, 1024, learns, sums_weights=True)
     assert 0.4 < below < 0.7
     for density in (0.02, below + 0.02, below - 0.02, 0.9, below - 0.02):
         ours(spikes_of(4, 64, 16, 16, density=density))

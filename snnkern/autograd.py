@@ -64,10 +64,11 @@ class LIFConfig(NamedTuple):
 
 
 def is_wanted(ctx: Any, number: int) -> bool:
-    """Whether the backward that runs now wants the gradient of this tensor of a Function's inputs.
+    """Whether the backward that runs now wants the gradient of what was made of parameters.
 
-    ``torch.autograd.grad`` of the input alone asks for no gradient of parameters, though they
-    require one. What is not known, about leaves and in a trace, counts as wanted.
+    ``torch.autograd.grad`` of the input alone asks for none, though they require one. Of leaves,
+    and in a trace, that is not known, and counts as wanted. ``number`` counts the tensors that went
+    into the Function; what was None is not among them.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
@@ -753,6 +754,12 @@ Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]
 POINT: Geometry = ((1, 1), (0, 0), (1, 1))
 
 
+def sums_gradients_of_weights(geometry: Geometry) -> bool:
+    """Whether the gradient of a convolution's weight goes by events as well as its output."""
+    stride, _, dilation = geometry
+    return set(stride) == set(dilation) == {1}
+
+
 class SpikeConv2d(torch.autograd.Function):
     """``F.conv2d`` of spikes by their events, in float32 or bfloat16, of one group.
 
@@ -805,7 +812,7 @@ class SpikeConv2d(torch.autograd.Function):
         steps: Steps = ctx.steps
         grad_weight = None
         densely = of_weight
-        if of_weight and set(stride) == set(dilation) == {1}:
+        if of_weight and sums_gradients_of_weights(ctx.geometry):
             densely = False
             grad_weight = _run(
                 getattr(torch.ops.snnkern.spike_conv2d_weight, ctx.overload),

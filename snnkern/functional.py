@@ -33,7 +33,7 @@ from snnkern.autograd import (
     SpikeConv2d,
 )
 from snnkern.reference import RATE
-from snnkern.surrogate import HART, KINDS, RGA, NotPointwise, SpikeTime, Surrogate, Triangle
+from snnkern.surrogate import KINDS, RGA, NotPointwise, SpikeTime, Surrogate, Triangle
 
 Charge = Literal["leak", "euler", "euler_box", "decay_input", "decay"]
 Synapse = Literal["none", "charged", "decayed", "jump"]
@@ -320,8 +320,9 @@ def _neurons(
             )
     if has_synapse and synapse_decay is None:
         raise ValueError(f"synapse_decay is None, expected a value for synapse={synapse!r}")
-    if isinstance(surrogate, RGA | HART) and (
-        has_synapse or (isinstance(surrogate, RGA) and charge != "leak")
+    own_steps = isinstance(surrogate, NotPointwise) and not surrogate.carried
+    if (has_synapse and (own_steps or isinstance(surrogate, RGA))) or (
+        isinstance(surrogate, RGA) and charge != "leak"
     ):
         raise ValueError(
             f"surrogate is {surrogate}, charge is {charge!r} and synapse is {synapse!r}, expected "
@@ -710,15 +711,20 @@ def as_kernel(weight: Tensor) -> Tensor:
     return weight if weight.dim() == 4 else weight[:, :, None, None]
 
 
+# Numbers of a row: their sums stay in registers, and 64 rows, for which one word of channels says
+# whether they are active, in the first cache of a core.
+ROW = 96
+
+
 def spike_block(weight: Tensor, geometry: Geometry) -> int:
     """How many outputs of a convolution ``[K, C, H, W]`` have their weights in rows together.
 
-    As many as make a row, of all columns of the kernel where these reach neighbouring outputs, one
-    that a core keeps the sums of in registers, and 64 rows fill its first cache.
+    Where an input is seen by neighbouring outputs, a row has the weights of all columns of the
+    kernel; else those of one.
     """
     stride, _, dilation = geometry
     together = weight.shape[3] if stride[1] == dilation[1] == 1 else 1
-    most = max(16, 96 // together // 16 * 16)
+    most = max(16, ROW // together // 16 * 16)
     return min(most, -(-weight.shape[0] // 16) * 16)
 
 

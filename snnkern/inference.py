@@ -99,7 +99,9 @@ class Affine(NamedTuple):
 
     def geometry(self, *, unpooled: bool) -> Geometry:
         """Stride, padding and dilation; ``unpooled``: where pooling is part of the kernel."""
-        if self.weight.dim() == 2:  # one output: taps have no neighbours to reach
+        if self.weight.dim() == 2:
+            # The kernel is as large as the maps and has one output, whatever the stride. By a
+            # stride of 1 the op would sum what its columns add to neighbours, which are not there.
             return (2, 2), (0, 0), (1, 1)
         high, wide = self.pool if unpooled else (1, 1)
         stride, padding = ((pair[0] * high, pair[1] * wide) for pair in (self.stride, self.padding))

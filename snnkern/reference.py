@@ -578,6 +578,16 @@ def lif_backward(
     scale = torch.where(is_normalized != 0, inverse, 1)
     shift = torch.where(is_normalized != 0, 1, neuron.threshold)
     with_start = looks_at_start(reset, delayed_spike)
+    if derivatives is not None:
+        expected = (timesteps + with_start, *start.shape)
+        if surrogate_table is not None or (derivatives.dtype, derivatives.shape) != (
+            dtype,
+            expected,
+        ):
+            raise ValueError(
+                f"derivatives are {derivatives.dtype} {list(derivatives.shape)}, expected {dtype} "
+                f"{list(expected)} and no surrogate_table"
+            )
     ds_dv: list[Tensor] = []
     if derivatives is not None:
         ds_dv = [*([] if with_start else [zero]), *(derivatives * scale).unbind(0)]

@@ -192,15 +192,27 @@ class SpikeTime(Surrogate):
 class NotPointwise(Surrogate):
     """Base of what has no derivative at a point: whole neurons or layers are looked at at once.
 
-    Where ``carried`` is True, ``derivatives`` gives ds/dz of all steps from z of all steps,
-    ``[T, N, ...]``, in plain PyTorch, and the backend goes back through the neurons with them;
-    where it is False, ``derivative`` gives that of a step for its own current alone. A batch has
+    Where ``carried`` is True, ``derivatives`` is to be written, and the backend goes back through
+    the neurons with what it gives; where it is False, ``derivative``, for the own current of a step
+    alone, without a synapse: leak, threshold and initial state then get no gradient. A batch has
     one for all of its samples, and second derivatives are refused.
     """
 
+    carried: ClassVar[bool] = True
+
     def derivative(self, z: Tensor) -> Tensor:
         """Raises a ValueError: there is none at a point."""
-        raise ValueError(f"{type(self).__name__} has no derivative at a point")
+        raise ValueError(
+            f"{type(self).__name__} has no derivative at a point"
+            + ("" if self.carried else ", expected one, since its `carried` is False")
+        )
+
+    def derivatives(self, z: Tensor) -> Tensor:
+        """ds/dz of all steps, ``[T, N, ...]``, from z of all steps, in plain PyTorch."""
+        raise ValueError(
+            f"{type(self).__name__} has no derivatives of all steps, expected it to write them, "
+            "since its `carried` is True"
+        )
 
 
 @dataclass(frozen=True)
@@ -266,7 +278,6 @@ class PDSG(NotPointwise):
     """
 
     kind: ClassVar[str] = "pdsg"
-    carried: ClassVar[bool] = True
 
     def derivatives(self, z: Tensor) -> Tensor:
         """ds/dz, ``[T, N, ...]``."""
@@ -356,7 +367,6 @@ class ASSG(NotPointwise):
     """
 
     kind: ClassVar[str] = "assg"
-    carried: ClassVar[bool] = True
     share: float = 0.425
     relax: float = 1.5
     decay: float = 0.9

@@ -260,6 +260,7 @@ def totals(
     target = head(traced.box, y)
     every = None
     if options.rivals is not None and options.rivals < target.constant.shape[1]:
+        assert only is None
         every = ibp.least_sums(target, traced.box)
         only = every.detach().topk(options.rivals, largest=False).indices
     if only is not None:

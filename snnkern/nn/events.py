@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from time import perf_counter
 
@@ -55,14 +56,16 @@ def share(density: float, channels: int) -> float:
     return EVENT_COST * density + IDLE_COST * (-(-channels // 64) * 64 / channels)
 
 
-def limit(x: Tensor, weight: Tensor, positions: int, trains: bool) -> float:
+def limit(x: Tensor, weight: Tensor, positions: int, trains: bool, sums_weights: bool) -> float:
     """The density of ``x`` below which events pay, for a layer of so many output positions.
 
-    In training rows are made anew, and both output and gradient of the weight go by events.
+    In training rows are made anew, and the gradient of the weight goes by events too where
+    ``sums_weights``.
     """
     cost, products = INPUT_COST * x.numel(), positions * weight.numel()
     if trains:
-        cost, products = cost + ROW_COST * weight.numel(), 2 * products
+        cost += ROW_COST * weight.numel()
+        products *= 2 if sums_weights else 1
     return max(0.0, (WORTH - share(0.0, x.shape[1]) - cost / products) / EVENT_COST)
 
 
@@ -90,6 +93,8 @@ class Choice:
         self.density = density
         self.by_events = density < below
         self.reason = f"density {'below' if self.by_events else 'at least'} {below:.3f}"
+        if below == math.inf:
+            self.reason = "event_driven is True"
         return self.by_events
 
     def never(self, reason: str) -> None:

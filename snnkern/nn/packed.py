@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnkern import functional
-from snnkern.autograd import POINT, PackedConv2d, PackedLinear, PackedMaxPool2d
+from snnkern.autograd import (
+    POINT,
+    Geometry,
+    PackedConv2d,
+    PackedLinear,
+    PackedMaxPool2d,
+    sums_gradients_of_weights,
+)
 from snnkern.autograd import AvgPool2d as AvgPool2dFunction
 from snnkern.nn import events
 
@@ -91,7 +98,7 @@ class EventDriven(SpikeInput):
         return self.event_driven
 
     def _look(
-        self, x: Tensor, weight: Tensor, groups: int, positions: int
+        self, x: Tensor, weight: Tensor, groups: int, positions: int, geometry: Geometry
     ) -> tuple[Tensor | None, bool]:
         """The bits of maps ``x`` where somebody needs them, and whether to go by events.
 
@@ -118,7 +125,7 @@ class EventDriven(SpikeInput):
             return self._pack(x) if learns else None, False
         # The mode, not `learns`: a checkpoint's two passes are to choose alike.
         trains = self.training and weight.requires_grad
-        below = events.limit(x, weight, positions, trains)
+        below = events.limit(x, weight, positions, trains, sums_gradients_of_weights(geometry))
         if not learns and not events.is_promising(x, below):
             self.choice.never(f"density of some images not below {below:.3f}")
             return None, False
@@ -186,7 +193,8 @@ class Conv2d(EventDriven, nn.Conv2d):
         batch = x if x.dim() == 4 else x.unsqueeze(0)
         if self.event_driven:
             batch = functional.maps_in_order(batch)
-        packed, by_events = self._look(batch, weight, self.groups, self._positions(batch, padding))
+        positions = self._positions(batch, padding)
+        packed, by_events = self._look(batch, weight, self.groups, positions, geometry)
 
         def run() -> Tensor:
             if by_events:
@@ -238,7 +246,7 @@ class Linear(EventDriven, nn.Linear):
         if batch.is_contiguous() and batch.numel():
             maps = functional.features_as_maps(batch)
             positions = maps.shape[0] * maps.shape[2]
-        packed, by_events = self._look(maps, weight, 1, positions)
+        packed, by_events = self._look(maps, weight, 1, positions, POINT)
 
         def run() -> Tensor:
             if by_events:

@@ -14,7 +14,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def runs_as(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
-    """Whether ``module`` computes what its class ``kind`` says: no other forward, and no hooks."""
+    """Whether ``module`` computes what its class ``kind`` says: no other forward, no own hooks."""
     own = isinstance(module, kind) and type(module).forward is kind.forward
     changed = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
     return own and not changed
@@ -41,8 +41,7 @@ def scale_and_shift(
     if layer.training or mean is None or var is None:
         raise TypeError(
             f"model holds a {type(layer).__name__} without running statistics or in training, "
-            "expected one whose "
-            "output does not depend on the batch"
+            "expected one whose output does not depend on the batch"
         )
     inverse = torch.rsqrt(var + layer.eps)
     scale = inverse if layer.weight is None else layer.weight * inverse

@@ -137,6 +137,11 @@ class Certified(Method):
                 check_number(f"Certified: {name}", value, low=0, high=1)
         if self.rivals is not None:
             check_int("Certified: rivals", self.rivals, 1)
+            if self.crown == (0.0, 0.0):
+                raise ValueError(
+                    f"Certified: rivals is {self.rivals} and crown is {self.crown}, expected a "
+                    "share of S-CROWN: S-IBP bounds all margins at once"
+                )
         if self.relaxation not in OPTIONS:
             raise ValueError(
                 f"Certified: relaxation is {self.relaxation!r}, expected 'paper' or 'joint'"
