@@ -32,12 +32,20 @@ from snnkern.training.attack import (
 )
 from snnkern.training.ranks import usable_device
 from snnkern.training.run import read_metrics
-from snnkern.training.start import DEFAULT_EPS, Own, Trained, own_name, threads, trained
+from snnkern.training.start import (
+    DEFAULT_EPS,
+    OWN_NAME,
+    Own,
+    Trained,
+    own_name,
+    threads,
+    trained,
+)
 
 IMAGES, SAMPLES_SHOWN = 32, 4
 CLEAN = "clean"
 # Of runs that ``fit`` made by itself.
-OWN_OPTION = "--model MODULE:FUNCTION"
+OWN_OPTION = f"--model {OWN_NAME}"
 OF_OWN = (
     f"Images, spikes, membranes, activity and energy: the run has no recipe, and {OWN_OPTION} "
     "names a function of yours that gives its network and test samples."
@@ -323,7 +331,7 @@ class _Run:
         if run is None:
             command += f" {OWN_OPTION}"
         elif self.own is not None:
-            command += f" --model {run.dataset}"
+            command += f" --model {own_name(self.own)}"
         more = " ".join(eps_text(size * share) for share in (0.5, 1, 2))
         if evaluated is None or len(sizes) < 2 or not evaluated.members():
             missing.append(
