@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import snnkern
-from snnkern.attacks import PGD, SURROGATE_ENSEMBLE
+from snnkern.attacks import PGD, SURROGATE_ENSEMBLE, SpikeFlip
 from snnkern.attacks.evaluate import gradient_words
 from snnkern.certify import verify
 from snnkern.cli import main
@@ -257,7 +257,7 @@ def own_network() -> tuple[nn.Module, Samples]:
     return model, digits().test
 
 
-def frames_of_events() -> tuple[nn.Module, Samples]:
+def frames_of_events() -> tuple[nn.Module, TensorDataset]:
     """A network that sees frames of events ``[T, C, H, W]``, and some of them."""
     model = snnkern.models.conv_net(
         timesteps=3, input_shape=(2, 4, 4), channels=(2,), hidden=(), coding="events"
@@ -332,9 +332,19 @@ def test_samples_that_are_no_pictures_have_activity_and_energy(tmp_path: Path) -
     (activity,) = spiking_activity(model, x).values()
     assert [layer.clean for layer in network.layers] == [activity.time_averaged]
     assert network.energy is not None
+    flipped = SpikeFlip(8 / 255)(model, x, samples.tensors[1], torch.Generator().manual_seed(0))
+    (attacked,) = spiking_activity(model, flipped).values()
+    assert not torch.equal(flipped, x)
+    assert [layer.adversarial for layer in network.layers] == [attacked.time_averaged]
     certify_run(folder, eps=RADII, **options)
     (network,) = study_of_runs([folder], **options).networks
     assert network.certified is not None
+    grey = TensorDataset(x / 2, samples.tensors[1])  # which nothing can flip
+    options["model"] = lambda: (frames_of_events()[0], grey)
+    (network,) = study_of_runs([folder], **options).networks
+    twins = PGD(8 / 255, steps=20)(model, *grey.tensors, torch.Generator().manual_seed(0))
+    (attacked,) = spiking_activity(model, twins).values()
+    assert [layer.adversarial for layer in network.layers] == [attacked.time_averaged]
 
 
 def test_the_samples_that_were_asked_for_are_shown(run: Path) -> None:
