@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -229,6 +229,17 @@ KINDS: dict[str, Callable[[str, Library], dict[str, Step]]] = {
     "neurons": _neurons,
     "training step": _training,
 }
+ABOUT = {
+    "neurons": f"Neurons: forward and backward at {[TIMESTEPS, *NEURONS]}.",
+    "training step": f"Training step: convolutions of {CHANNELS} channels, {list(IMAGES)} at "
+    f"T = {TIMESTEPS}, SGD.",
+}
+
+
+def caption(kinds: Iterable[str], setting: Setting, notes: str) -> str:
+    """Of what was measured, and no more."""
+    about = " ".join(ABOUT[kind] for kind in kinds)
+    return f"{about} float32, {setting}; medians of {ROUNDS} interleaved rounds. {notes}."
 
 
 def test_interop(
@@ -274,12 +285,9 @@ def test_interop(
                     )
 
     benchmark.pedantic(measure, rounds=1)
-    caption = (
-        f"Neurons: forward and backward at {[TIMESTEPS, *NEURONS]}. Training step: convolutions of "
-        f"{CHANNELS} channels, {list(IMAGES)} at T = {TIMESTEPS}, SGD. float32, {setting}; "
-        f"medians of {ROUNDS} interleaved rounds. {notes}."
-    )
     head, *body = [tuple(map(Cell, row)) for row in rows]
     report_table(
-        f"interop-{setting.pages}-{setting.threads}", Table(caption, head, tuple(body)), cases
+        f"interop-{setting.pages}-{setting.threads}",
+        Table(caption(kinds, setting, notes), head, tuple(body)),
+        cases,
     )

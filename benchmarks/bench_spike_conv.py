@@ -21,7 +21,7 @@ from snnkern.nn.packed import EventDriven
 from snnkern.report.table import Cell, Table
 
 TIMESTEPS, IMAGES, ROUNDS = 8, 16, 5
-DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6)
 # Channels in and out, and the side of the maps: the layers of VGG11 that see spikes; 0 is linear.
 LAYERS = ((128, 256, 16), (512, 512, 8), (512, 512, 4), (8192, 4096, 0), (4096, 4096, 0))
 # What each of these does to the membrane decides how many neurons fire.

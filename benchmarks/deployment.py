@@ -33,7 +33,8 @@ from snnkern._files import write_atomically
 from snnkern.bench import Quartiles
 from snnkern.data import enlarged_digits
 from snnkern.models import SpikingNetwork, vgg11
-from snnkern.nn import LIF, NormLIF, TimeDistributed, watch_spikes
+from snnkern.nn import LIF, NormLIF, TimeDistributed, watch_neurons, watch_spikes
+from snnkern.report.network import membrane_trace
 from snnkern.report.table import Table, percent
 
 TIMESTEPS, EPOCHS, BATCH = 8, 3, 32
@@ -41,6 +42,8 @@ SCALE = 0.3  # of converted thresholds
 BATCHES, THREADS = (1, 32), (1, 2)
 COMPILED = "compiled by snnkern"
 DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+# Of surrogates of compact support: how far from the threshold these listen.
+WIDTHS = (1.0, 0.5, 0.25)
 
 
 def vgg(timesteps: int = 0, **options: Any) -> SpikingNetwork:
@@ -48,7 +51,7 @@ def vgg(timesteps: int = 0, **options: Any) -> SpikingNetwork:
     return vgg11(timesteps=timesteps, bias=False, **options).eval()
 
 
-def train(images: Tensor, labels: Tensor, path: Path) -> SpikingNetwork:
+def train(images: Tensor, labels: Tensor, path: Path, quiet: bool) -> SpikingNetwork:
     """The ReLU network after a few epochs, or from the file."""
     torch.manual_seed(0)
     network = vgg()
@@ -58,7 +61,7 @@ def train(images: Tensor, labels: Tensor, path: Path) -> SpikingNetwork:
     optimiser = torch.optim.Adam(network.parameters(), 2e-4)
     for epoch in range(EPOCHS):
         order = torch.randperm(len(images)).split(BATCH)
-        for batch in tqdm(order, f"epoch {epoch + 1}", leave=False):
+        for batch in tqdm(order, f"epoch {epoch + 1}", leave=False, disable=quiet):
             loss = F.cross_entropy(network(images[batch]), labels[batch])
             optimiser.zero_grad()
             loss.backward()
@@ -160,6 +163,35 @@ def layers_of(network: nn.Module, images: Tensor) -> list[tuple[float, int]]:
     return found
 
 
+def listening(network: nn.Module, images: Tensor) -> list[str]:
+    """For every width how many neurons a surrogate of that support lets listen, in sentences."""
+    near: dict[float, list[Tensor]] = {width: [] for width in WIDTHS}
+
+    def see(_: str, layer: LIF, x: Tensor, output: Tensor) -> None:
+        after, acting = membrane_trace(layer, x), layer.dynamics()
+        before = torch.cat((torch.zeros_like(after[:1]), after[:-1]))
+        distance = acting["leak"] * before + layer.current(x) - acting["threshold"]
+        for width, layers in near.items():
+            layers.append(distance.abs() < width)
+
+    with torch.no_grad(), watch_neurons(network, see):
+        network(images)
+    lines = []
+    for width, layers in near.items():
+        shares = [layer.float().mean().item() for layer in layers]
+        maps = [layer for layer in layers if layer.dim() == 5]
+        idle = [
+            max(1 - layer.flatten(3).any(dim).float().mean().item() for layer in maps)
+            for dim in (3, 2)
+        ]
+        lines.append(
+            f"less than {width:g} from its threshold is a share of {min(shares):.2f} to "
+            f"{max(shares):.2f} of the neurons of a layer in a step; without any such neuron are "
+            f"up to {idle[0]:.2f} of the channels of an image and {idle[1]:.2f} of the positions"
+        )
+    return lines
+
+
 def fire_at(network: SpikingNetwork, density: float, images: Tensor) -> None:
     """Sets thresholds so that every layer fires at this density."""
     layers = [module for module in network.modules() if isinstance(module, LIF)]
@@ -198,12 +230,17 @@ class Row(NamedTuple):
 
 
 def measure(
-    setting: str, contenders: dict[str, Callable[[Tensor], Any]], images: Tensor, rounds: int
+    setting: str,
+    contenders: dict[str, Callable[[Tensor], Any]],
+    images: Tensor,
+    rounds: int,
+    quiet: bool,
 ) -> list[Row]:
     """Interleaved, after a round to warm up; ratios are over snnkern's compiled network."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with torch.no_grad():
-        for _ in trange(rounds + 1, desc=f"{setting}, batch of {len(images)}", leave=False):
+        words = f"{setting}, batch of {len(images)}"
+        for _ in trange(rounds + 1, desc=words, leave=False, disable=quiet):
             for name, run in contenders.items():
                 start = perf_counter()
                 run(images)
@@ -222,11 +259,11 @@ def measure(
     ]
 
 
-def all_rows(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
+def all_rows(folder: Path, rounds: int, quiet: bool) -> tuple[list[Row], list[str]]:
     """Everything that is measured, and sentences about the networks."""
     training, test = enlarged_digits()
     (images, labels), (seen, classes) = training[:], test[:]
-    relu = train(images, labels, folder / "vgg11.pt").eval()
+    relu = train(images, labels, folder / "vgg11.pt", quiet).eval()
     batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     network = snnkern.convert(relu, batches, TIMESTEPS, scale=SCALE, progress=False).eval()
     relus = as_relus(unpacked(relu))
@@ -249,6 +286,7 @@ def all_rows(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
         f"{percent(accuracy(snnkern.compile_inference(network), seen, classes))}",
         f"{spikes:,.0f} spikes per image; shares of neurons that fire in a step, by layer: "
         + ", ".join(f"{share:.3f}" for share, _ in layers),
+        *listening(network, seen[:BATCH]),
     ]
     for threads in THREADS:
         torch.set_num_threads(threads)
@@ -257,12 +295,13 @@ def all_rows(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
             "ReLU, ONNX Runtime": in_onnx_runtime(relus, seen[:2], threads),
         }
         for batch in BATCHES:
-            rows += measure("as trained", spiking() | alone, seen[:batch], rounds)
+            rows += measure("as trained", spiking() | alone, seen[:batch], rounds, quiet)
     for density in DENSITIES:
         fire_at(network, density, seen[:2])
         for threads in THREADS:
             torch.set_num_threads(threads)
-            rows += measure(f"{density:.0%} fire", spiking(), seen[:8], max(3, rounds // 2))
+            few = max(3, rounds // 2)
+            rows += measure(f"{density:.0%} fire", spiking(), seen[:8], few, quiet)
     return rows, notes
 
 
@@ -272,7 +311,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measured(options: argparse.Namespace) -> Findings:
     snnkern.keep_pages()
-    rows, notes = all_rows(options.folder, options.rounds)
+    rows, notes = all_rows(options.folder, options.rounds, options.quiet)
     caption = (
         f"VGG11 at 32x32, T = {TIMESTEPS}, float32, pages kept; medians of {options.rounds} "
         "interleaved rounds (half as many where thresholds were set). " + "; ".join(notes) + "."

@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -98,21 +100,24 @@ def autoattacked(model: SpikingNetwork, x: Tensor, y: Tensor, eps: float, seed: 
 
 def compared(
     model: SpikingNetwork, x: Tensor, y: Tensor, eps: float, seed: int, bar: Any
-) -> dict[str, float]:
-    """What every attack leaves right, the strongest last."""
-    attacks = single_attacks(eps) | {STRONGEST: strongest(model, x, eps)}
-    found: dict[str, float] = {}
-    for name, attack in attacks.items():
-        if name == STRONGEST:
-            bar.set_postfix_str(AUTOATTACK)
-            found[AUTOATTACK] = autoattacked(model, x, y, eps, seed)
-            bar.update()
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What every attack leaves right, the strongest last, and the seconds per image of each."""
+
+    def through(attack: Attack) -> float:
+        return evaluate(model, [(x, y)], {"it": attack}, seed=seed, progress=False).accuracy("it")
+
+    runs = {name: partial(through, attack) for name, attack in single_attacks(eps).items()}
+    runs[AUTOATTACK] = partial(autoattacked, model, x, y, eps, seed)
+    runs[STRONGEST] = partial(through, strongest(model, x, eps))
+    found = {"clean": evaluate(model, [(x, y)], seed=seed, progress=False).accuracy()}
+    seconds = {}
+    for name, run in runs.items():
         bar.set_postfix_str(name)
-        result = evaluate(model, [(x, y)], {name: attack}, seed=seed, progress=False)
-        found = {"clean": result.accuracy()} | found
-        found[name] = result.accuracy(name)
+        start = perf_counter()
+        found[name] = run()
+        seconds[name] = (perf_counter() - start) / len(x)
         bar.update()
-    return found
+    return found, seconds
 
 
 def against_the_truth(
@@ -150,16 +155,22 @@ def against_the_truth(
     return shares | {of: exact, "certified (best bounds)": certified}
 
 
-def table(caption: str, columns: dict[str, dict[str, float]]) -> Table:
-    """One row per attack, one column per network."""
+def table(
+    caption: str,
+    columns: dict[str, dict[str, float]],
+    seconds: dict[str, dict[str, float]] | None = None,
+) -> Table:
+    """One row per attack, one column per network; small print has the seconds, where given."""
     names = dict.fromkeys(name for shares in columns.values() for name in shares)
-    rows = tuple(
-        (
-            Cell(name),
-            *(Cell(percent(of[name]) if name in of else "") for of in columns.values()),
+
+    def cell(network: str, name: str) -> Cell:
+        share = columns[network].get(name)
+        took = (seconds or {}).get(network, {}).get(name)
+        return Cell(
+            "" if share is None else percent(share), "" if took is None else f"{took:.3g} s"
         )
-        for name in names
-    )
+
+    rows = tuple((Cell(name), *(cell(network, name) for network in columns)) for name in names)
     return Table(caption, tuple(map(Cell, ("through", *columns))), rows)
 
 
@@ -193,7 +204,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measured(options: argparse.Namespace) -> Findings:
     eps, seed = options.eps, options.seed
     x, y = data.digits().test.tensors
-    large, little = {}, {}
+    large, seconds, little = {}, {}, {}
     steps = len(CONVOLUTIONAL) * (len(single_attacks(eps)) + 3) + 3 * len(SMALL)
     with tqdm(total=steps, unit="step", disable=options.quiet) as bar:
         for name, recipe in CONVOLUTIONAL.items():
@@ -201,7 +212,7 @@ def measured(options: argparse.Namespace) -> Findings:
             model = network_of(Recipe.load(recipe), seed, options.epochs, options.folder)
             bar.update()
             count = options.images
-            large[name] = compared(model, x[:count], y[:count], eps, seed, bar)
+            large[name], seconds[name] = compared(model, x[:count], y[:count], eps, seed, bar)
         for name, recipe in SMALL.items():
             bar.set_postfix_str(f"train small {name}")
             model = network_of(recipe_of_small(recipe), seed, options.epochs, options.folder)
@@ -211,8 +222,10 @@ def measured(options: argparse.Namespace) -> Findings:
     tables = [
         table(
             f"Convolutional networks, T = 8: percent of {options.images} digits right clean and "
-            f"attacked, eps {eps:g}. Single attacks go through the network's own surrogate.",
+            f"attacked, eps {eps:g}, and seconds per image (one thread). Single attacks go "
+            "through the network's own surrogate.",
             large,
+            seconds,
         ),
         table(
             f"64-32-10, T = 3: the same of {options.small_images} digits, and what is true.",
@@ -220,7 +233,13 @@ def measured(options: argparse.Namespace) -> Findings:
         ),
     ]
     cases = [
-        {"network": network, "kind": kind, "through": name, "robust": share}
+        {
+            "network": network,
+            "kind": kind,
+            "through": name,
+            "robust": share,
+            "seconds_per_image": seconds[network].get(name) if columns is large else None,
+        }
         for kind, columns in (("convolutional", large), ("small", little))
         for network, shares in columns.items()
         for name, share in shares.items()

@@ -14,9 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import deployment
+from benchmarks.bench_interop import caption
 from benchmarks.comparison import Comparison, Findings, command, in_turns, layer_shape, tables
 from benchmarks.verdicts import STRONGEST, sentences, table
 from snnkern.bench import YARDSTICK, Contenders, Quartiles, Setting, first_calls
+from snnkern.nn import LIF
 from snnkern.report.table import Cell, Table
 
 
@@ -165,9 +168,36 @@ def test_verdicts_say_where_ours_is_not_the_lowest() -> None:
         "yes (+2.0).",
         "no (+3.0).",
     ]
-    rows = table("caption", {"one": low, "other": high}).rows
+    rows = table("caption", {"one": low, "other": high}, {"one": {STRONGEST: 0.01234}}).rows
     assert [[cell.text for cell in row] for row in rows[1:]] == [
         ["AutoAttack", "40.0", ""],
         [STRONGEST, "40.0", "40.0"],
         ["PGD", "", "30.0"],
     ]
+    assert [cell.note for row in rows for cell in row if cell.note] == ["0.0123 s"]
+
+
+def test_the_caption_of_interop_speaks_of_what_was_measured() -> None:
+    setting = Setting("kept", 2)
+    assert "Training step: " in caption(["neurons", "training step"], setting, "")
+    alone = caption(["neurons"], setting, "sinabs 3.1")
+    assert alone.startswith("Neurons: forward and backward at [8, 64, 64, 32, 32]. float32, pages ")
+    assert alone.endswith("rounds. sinabs 3.1.")
+
+
+def test_deployment_counts_who_listens() -> None:
+    # Membranes 0.9 and 3, then 0.7 and, after the spike, 0.9.
+    currents = torch.tensor([[0.9, 3.0], [0.25, 0.9]]).view(2, 1, 1, 1, 2)
+    said = deployment.listening(LIF(leak=0.5, threshold=1.0), currents)
+    assert [re.findall(r"\d\.\d\d", line)[-4:] for line in said] == [
+        ["0.75", "0.75", "0.00", "0.25"],
+        ["0.75", "0.75", "0.00", "0.25"],
+        ["0.50", "0.50", "0.00", "0.50"],
+    ]
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_deployment_can_be_quiet(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    contenders: dict[str, Callable[[Tensor], Tensor]] = {deployment.COMPILED: torch.clone}
+    deployment.measure("some", contenders, torch.zeros(2, 3), 2, quiet)
+    assert ("some, batch of 2" in capsys.readouterr().err) is not quiet

@@ -9,7 +9,7 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, SupportsInt
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import pytest
@@ -448,7 +448,7 @@ TONIC = np.dtype([("x", np.int16), ("y", np.int16), ("t", np.int64), ("p", bool)
 
 
 def test_arrays_of_events_become_frames() -> None:
-    recordings: list[tuple[NDArray[Any], SupportsInt]] = [
+    recordings: list[tuple[NDArray[Any], SupportsIndex]] = [
         (np.array([(4, 0, 9_999, 1), (3, 2, 10_000, 0), (3, 2, 12_000, 0)], dtype=TONIC), 1),
         (np.array([(0, 1, 29_999, 1), (0, 1, 30_000, 1)], dtype=TONIC), np.int64(7)),
         (np.array([], dtype=TONIC), 0),
@@ -484,6 +484,49 @@ def test_nmnist_and_its_arrays_are_the_same_frames(tmp_path: Path) -> None:
 def test_events_beyond_the_camera_are_refused(event: tuple[int, ...], message: str) -> None:
     recordings = [(np.array([row], dtype=TONIC), 0) for row in ((0, 0, 0, 0), event)]
     with pytest.raises(ValueError, match=message):
+        data.event_frames(recordings, (2, 3, 5), frames=1, milliseconds=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("p", np.float32, "p of float32, expected integers$"),
+        ("x", np.float64, "x of float64, expected integers$"),
+        ("y", object, "y of object, expected integers$"),
+        ("t", np.float64, "t of float64, expected integers of microseconds"),
+    ],
+)
+def test_events_are_integers(name: str, kind: type, words: str) -> None:
+    fields = [(field, kind if field == name else np.int64) for field in "xytp"]
+    recordings = [(np.ones(2, dtype=fields), 0)]
+    with pytest.raises(ValueError, match=rf"recordings\[0\]: events have {words}"):
+        data.event_frames(recordings, (2, 3, 5), frames=1, milliseconds=1)
+
+
+@pytest.mark.parametrize("time", [9_999, 30_000])
+def test_a_recording_of_which_nothing_would_be_shown_is_refused(time: int) -> None:
+    recordings = [(np.array([(0, 0, t, 0)], dtype=TONIC), 0) for t in (10_000, 29_999, time)]
+    frames = data.event_frames(recordings[:2], (2, 3, 5), frames=2, milliseconds=10, first=1)
+    assert whole(frames)[0].sum((1, 2, 3, 4)).tolist() == [1, 1]
+    words = rf"\[2\]: events have t from {time} to {time}, expected some from 10000 to 29999 micro"
+    with pytest.raises(ValueError, match=words):
+        data.event_frames(recordings, (2, 3, 5), frames=2, milliseconds=10, first=1)
+
+
+@pytest.mark.parametrize(
+    ("recording", "words"),
+    [
+        ((np.zeros(1, dtype=TONIC), "cat"), "label is 'cat', expected an int"),
+        ((np.zeros(1, dtype=TONIC), None), "label is None, expected an int"),
+        ((np.zeros(1, dtype=TONIC), 0.7), "label is 0.7, expected an int"),
+        (np.zeros(2, dtype=TONIC), r"ndarray, expected \(events, label\)"),
+        ((np.zeros(1, dtype=TONIC),), r"tuple, expected \(events, label\)"),
+        ((np.zeros((), dtype=TONIC), 0), r"events have the shape \[\], expected \[E\]"),
+    ],
+)
+def test_what_is_no_recording_is_named(recording: Any, words: str) -> None:
+    recordings: Any = [(np.zeros(1, dtype=TONIC), 0), recording]
+    with pytest.raises(ValueError, match=rf"recordings\[1\]: {words}"):
         data.event_frames(recordings, (2, 3, 5), frames=1, milliseconds=1)
 
 

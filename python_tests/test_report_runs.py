@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import snnkern
-from snnkern.attacks import PGD, SURROGATE_ENSEMBLE
+from snnkern.attacks import PGD, SURROGATE_ENSEMBLE, SpikeFlip
 from snnkern.attacks.evaluate import gradient_words
 from snnkern.certify import verify
+from snnkern.cli import main
 from snnkern.data import Samples, digits
 from snnkern.measures import cost, spike_distance, spiking_activity
 from snnkern.nn import watch_spikes
@@ -29,7 +35,7 @@ from snnkern.training.attack import attack_run
 from snnkern.training.certify import certify_run
 from snnkern.training.recipe import Recipe
 from snnkern.training.run import read_metrics
-from snnkern.training.start import load_run, named_network, trained
+from snnkern.training.start import load_run, named_network, own_name, trained
 from snnkern.training.train import train
 
 EPS = (0.05, 0.1, 0.15)
@@ -251,7 +257,7 @@ def own_network() -> tuple[nn.Module, Samples]:
     return model, digits().test
 
 
-def frames_of_events() -> tuple[nn.Module, Samples]:
+def frames_of_events() -> tuple[nn.Module, TensorDataset]:
     """A network that sees frames of events ``[T, C, H, W]``, and some of them."""
     model = snnkern.models.conv_net(
         timesteps=3, input_shape=(2, 4, 4), channels=(2,), hidden=(), coding="events"
@@ -326,9 +332,19 @@ def test_samples_that_are_no_pictures_have_activity_and_energy(tmp_path: Path) -
     (activity,) = spiking_activity(model, x).values()
     assert [layer.clean for layer in network.layers] == [activity.time_averaged]
     assert network.energy is not None
+    flipped = SpikeFlip(8 / 255)(model, x, samples.tensors[1], torch.Generator().manual_seed(0))
+    (attacked,) = spiking_activity(model, flipped).values()
+    assert not torch.equal(flipped, x)
+    assert [layer.adversarial for layer in network.layers] == [attacked.time_averaged]
     certify_run(folder, eps=RADII, **options)
     (network,) = study_of_runs([folder], **options).networks
     assert network.certified is not None
+    grey = TensorDataset(x / 2, samples.tensors[1])  # which nothing can flip
+    options["model"] = lambda: (frames_of_events()[0], grey)
+    (network,) = study_of_runs([folder], **options).networks
+    twins = PGD(8 / 255, steps=20)(model, *grey.tensors, torch.Generator().manual_seed(0))
+    (attacked,) = spiking_activity(model, twins).values()
+    assert [layer.adversarial for layer in network.layers] == [attacked.time_averaged]
 
 
 def test_the_samples_that_were_asked_for_are_shown(run: Path) -> None:
@@ -372,9 +388,95 @@ def test_the_function_of_an_own_network_has_to_fit(
         ("of_a_user.py:Nets", "expected MODULE:FUNCTION"),
         ("of_a_user:other", "cannot be found: .*no attribute 'other'"),
         ("no_such_module:other", "cannot be found: No module named 'no_such_module'"),
+        (".of_a_user:Nets", "expected MODULE:FUNCTION"),
+        ("of_a_user:__name__", "is 'of_a_user', expected a function"),
     ):
         with pytest.raises(ValueError, match=f"model is '{text}', .*{words}"):
             named_network(text)
+
+
+def module_of_a_user(
+    content: str, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "erring"
+) -> None:
+    """A file in the working directory that will be imported anew."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    (folder / f"{name}.py").write_text(content)
+    importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("x = 1\ny = x / 0", r"ZeroDivisionError: division by zero \(.*erring.py, line 2\)"),
+        ("def f(:", r"SyntaxError: .*\(erring.py, line 1\)"),
+        (
+            "import not_installed",
+            r"ModuleNotFoundError: No module named 'not_.* \(.*line 1\)",
+        ),
+        ("def f():\n    return {}['k']", r"KeyError: 'k' \(.*erring.py, line 2\)"),
+        ("import json\ndef f():\n    json.loads('')", r"JSONDecodeError: .*erring.py, line 3\)"),
+        ("def f(size): ...", r"TypeError: f\(\) missing 1 required positional argument: 'size'"),
+    ],
+)
+def test_errors_in_a_users_module_are_told_as_its_own(
+    own: tuple[Path, nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+    words: str,
+) -> None:
+    module_of_a_user(content, tmp_path, monkeypatch)
+    assert main(["attack", str(own[0]), "--model", "erring:f", "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert re.fullmatch(rf"snnkern: model is erring:f, which raises {words}\n", told), told
+
+
+def test_samples_of_a_users_function_have_to_be_pairs(
+    own: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    folder, model = own
+    x = torch.rand(3, 1, 8, 8)
+    for samples, words in (
+        (TensorDataset(x[:0], torch.arange(0)), "gives no samples, expected at least one"),
+        (TensorDataset(x), "whose samples are Tensor, expected pairs"),
+        (Counted(), "raises IndexError: none there .*test_report_runs.py, line"),
+    ):
+        with pytest.raises(ValueError, match=f"model is .*<lambda>, (which |){words}"):
+            trained(folder, own=lambda samples=samples: (model, samples))  # type: ignore[misc]
+    with pytest.raises(FileNotFoundError, match=r"run is .*none, expected the folder of a run of"):
+        trained(tmp_path / "none", own=own_network)
+
+
+class Counted(Dataset[tuple[torch.Tensor, ...]]):
+    """A data set that says that it has samples."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        raise IndexError("none there")
+
+
+def test_the_name_of_a_users_function_finds_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert own_name(own_network) == f"{__name__}:own_network"
+    assert own_name(functools.partial(own_network)) == "MODULE:FUNCTION"
+    content = "import functools\nfrom python_tests.test_report_runs import own_network\n"
+    content += "part = functools.partial(own_network)\n"
+    module_of_a_user(content, tmp_path, monkeypatch, "naming")
+    for text in ("naming:part", "naming:own_network"):
+        assert own_name(named_network(text)) == text
+    script = content + "from snnkern.training.start import own_name\ndef mine(): ...\n"
+    script += "print(own_name(mine), own_name(part), own_name(lambda: mine()))\n"
+    for name, shown in (("mine.py", "mine:mine"), ("my-net.py", "MODULE:FUNCTION")):
+        (tmp_path / name).write_text(script)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        told = subprocess.check_output([sys.executable, name], env=environment, text=True)
+        assert told.split() == [shown, "MODULE:FUNCTION", "MODULE:FUNCTION"]
 
 
 def test_a_checkpoint_and_a_study_are_runs_too(run: Path, tmp_path: Path) -> None:

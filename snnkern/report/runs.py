@@ -17,9 +17,10 @@ from tqdm import tqdm
 from snnkern._checks import check_int
 from snnkern._info import machine
 from snnkern._version import __version__
-from snnkern.attacks import PGD
+from snnkern.attacks import PGD, SpikeFlip
 from snnkern.data import loader
 from snnkern.models import SpikingNetwork
+from snnkern.nn import Events
 from snnkern.report.network import Shown, show
 from snnkern.report.study import Curve, CurveKind, Epoch, NetworkResult, Score, Study
 from snnkern.report.table import eps_text
@@ -32,12 +33,20 @@ from snnkern.training.attack import (
 )
 from snnkern.training.ranks import usable_device
 from snnkern.training.run import read_metrics
-from snnkern.training.start import DEFAULT_EPS, Own, Trained, own_name, threads, trained
+from snnkern.training.start import (
+    DEFAULT_EPS,
+    OWN_NAME,
+    Own,
+    Trained,
+    own_name,
+    threads,
+    trained,
+)
 
 IMAGES, SAMPLES_SHOWN = 32, 4
 CLEAN = "clean"
 # Of runs that ``fit`` made by itself.
-OWN_OPTION = "--model MODULE:FUNCTION"
+OWN_OPTION = f"--model {OWN_NAME}"
 OF_OWN = (
     f"Images, spikes, membranes, activity and energy: the run has no recipe, and {OWN_OPTION} "
     "names a function of yours that gives its network and test samples."
@@ -67,7 +76,8 @@ def study_of_runs(
         model: gives the network and the test samples of the runs that have no recipe; see
             ``snnkern.training.start.trained``. Called once for each.
         images: how many test images to attack by PGD-20 anew, from the first: what is shown of
-            them, activity, distances and energy come from these. 0 leaves that out.
+            them, activity, distances and energy come from these. Events are attacked by
+            ``SpikeFlip``, with the size as the share that may flip. 0 leaves that out.
         samples: which of these are shown, by their numbers from 0; unless given, the first of each
             of four classes.
         seed: of the attacks' random choices.
@@ -323,7 +333,7 @@ class _Run:
         if run is None:
             command += f" {OWN_OPTION}"
         elif self.own is not None:
-            command += f" --model {run.dataset}"
+            command += f" --model {own_name(self.own)}"
         more = " ".join(eps_text(size * share) for share in (0.5, 1, 2))
         if evaluated is None or len(sizes) < 2 or not evaluated.members():
             missing.append(
@@ -376,6 +386,9 @@ def _shown(
         raise ValueError(
             f"samples has {max(samples)}, expected numbers below {len(x)}, all there are"
         )
+    takes_events = any(isinstance(module, Events) for module in model.modules())
+    if takes_events and bool(((x == 0) | (x == 1)).all()):
+        return show(model, x, y, SpikeFlip(size), "SpikeFlip", samples, seed)
     attack = PGD(size, steps=20, eot=DRAWS if draws(model) else 1)
     return show(model, x, y, attack, "PGD-20", samples, seed)
 

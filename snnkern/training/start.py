@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from snnkern.training.run import RunFolder, check_free
 # Makes a user's own network, whose weights a checkpoint then replaces, and gives the samples that
 # it is tested with.
 Own = Callable[[], tuple[nn.Module, Samples]]
+# What stands in a command for a function that has no such name.
+OWN_NAME = "MODULE:FUNCTION"
 DEFAULT_EPS = 8 / 255
 
 
@@ -80,7 +84,7 @@ def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Tra
     Raises:
         FileNotFoundError: there is no such run.
         ValueError: a run with a recipe and ``own``, or one without either; what ``own`` gives is no
-            network with its samples, or weights do not fit.
+            network with at least one sample and its label, or weights do not fit.
     """
     folder = path if path.is_dir() else path.parent
     has_recipe = (folder / "recipe.toml").is_file()
@@ -88,7 +92,7 @@ def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Tra
         if not has_recipe and (folder / "run.json").is_file():
             raise ValueError(
                 f"run is {path}, which has no recipe, expected model: a function of yours that "
-                "gives the network and its test samples (--model MODULE:FUNCTION)"
+                f"gives the network and its test samples (--model {OWN_NAME})"
             )
         recipe, model = load_run(path)
         settings = recipe.settings
@@ -101,33 +105,89 @@ def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Tra
             lambda: recipe.split(data).test,
         )
     name = own_name(own)
+    if name == OWN_NAME:
+        name = getattr(own, "__qualname__", type(own).__name__)
     if has_recipe:
         raise ValueError(
             f"model is {name} and run is {path}, expected none: its recipe says what it is"
         )
     if data is not None:
         raise ValueError(f"data is {data}, expected none: model is {name}, which gives the samples")
+    if not _checkpoint(path).is_file():
+        raise FileNotFoundError(
+            f"run is {path}, expected the folder of a run of training.fit, or a checkpoint in it"
+        )
     model, test = _made(own(), name)
     _load(model, path)
     return Trained(folder.resolve().name, name, model, DEFAULT_EPS, None, lambda: test)
 
 
 def own_name(own: Own) -> str:
-    """``MODULE:FUNCTION``, as ``named_network`` finds it again."""
-    return f"{own.__module__}:{getattr(own, '__qualname__', type(own).__name__)}"
+    """``MODULE:FUNCTION``, by which ``named_network`` finds it; that placeholder where it has none.
+
+    A function of the script that runs is one of the module that its file is.
+    """
+    if isinstance(own, _Named):
+        return own.name
+    module, function = own.__module__, getattr(own, "__qualname__", "")
+    try:
+        if attrgetter(function)(sys.modules[module]) != own:
+            return OWN_NAME
+    except (AttributeError, KeyError):
+        return OWN_NAME
+    if module == "__main__":
+        main = sys.modules[module]
+        file = getattr(main, "__file__", None) or ""
+        module = Path(file).stem if main.__spec__ is None else main.__spec__.name
+    return f"{module}:{function}" if _are_names(module, function) else OWN_NAME
+
+
+def _are_names(*paths: str) -> bool:
+    """Whether all are identifiers with dots between."""
+    return all(part.isidentifier() for path in paths for part in path.split("."))
 
 
 def _made(given: Any, name: str) -> tuple[nn.Module, Samples]:
     """What a function of the user's gave, if that is a network and its samples."""
     match given:
         case (nn.Module() as model, Dataset() as test) if isinstance(test, Sized):
-            return model, test
-    parts = given if isinstance(given, tuple) else (given,)
-    kinds = ", ".join(type(part).__name__ for part in parts)
+            if len(test) == 0:
+                raise ValueError(f"model is {name}, which gives no samples, expected at least one")
+            try:
+                first = test[0]
+            except Exception as error:
+                raise _raised(name, error) from error
+            match first:
+                case (_, _):
+                    return model, test
+            raise ValueError(
+                f"model is {name}, whose samples are {_kinds(first)}, expected pairs: an image "
+                "and its label"
+            )
     raise ValueError(
-        f"model is {name}, which gives {kinds}, expected (network, samples): an nn.Module, and a "
-        "torch Dataset of images and labels with a length, such as TensorDataset(x, y)"
+        f"model is {name}, which gives {_kinds(given)}, expected (network, samples): an nn.Module, "
+        "and a torch Dataset of images and labels with a length, such as TensorDataset(x, y)"
     )
+
+
+def _kinds(given: object) -> str:
+    """The types of what a tuple holds, or of what is none."""
+    parts = given if isinstance(given, tuple) else (given,)
+    return ", ".join(type(part).__name__ for part in parts)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A function of the user's, by the name that was given for it; says whose its errors are."""
+
+    name: str
+    function: Own
+
+    def __call__(self) -> tuple[nn.Module, Samples]:
+        try:
+            return self.function()
+        except Exception as error:
+            raise _raised(self.name, error) from error
 
 
 def named_network(text: str) -> Own:
@@ -136,10 +196,11 @@ def named_network(text: str) -> Own:
     Importing it runs the code of that module.
 
     Raises:
-        ValueError: it is not of that form, or there is no such module or function.
+        ValueError: it is not of that form, there is no such module or function, or the module
+            raises an error, as calling the function will where that does.
     """
     module, _, function = text.partition(":")
-    if not (module and function) or module.endswith(".py"):
+    if not _are_names(module, function) or module.endswith(".py"):
         raise ValueError(
             f"model is {text!r}, expected MODULE:FUNCTION, such as train:network for the function "
             "network in ./train.py"
@@ -148,12 +209,31 @@ def named_network(text: str) -> Own:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module)
-        for part in function.split("."):
-            found = getattr(found, part)
-    except (AttributeError, ModuleNotFoundError) as error:
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            raise ValueError(f"model is {text!r}, which cannot be found: {error}") from error
+        raise _raised(text, error) from error
+    try:
+        found = attrgetter(function)(found)
+    except AttributeError as error:
         raise ValueError(f"model is {text!r}, which cannot be found: {error}") from error
-    own: Own = found
-    return own
+    if not callable(found):
+        raise ValueError(f"model is {text!r}, which is {found!r}, expected a function")
+    return _Named(text, found)
+
+
+def _raised(name: str, error: Exception) -> ValueError:
+    """What a user's code raised, and at which line of the file that was entered first."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in (__file__, importlib.__file__)
+        and not frame.filename.startswith("<frozen ")
+    ]
+    where = [f"{f.filename}, line {f.lineno}" for f in frames if f.filename == frames[0].filename]
+    at = f" ({where[-1]})" if where else ""
+    return ValueError(f"model is {name}, which raises {type(error).__name__}: {error}{at}")
 
 
 def trained_eps(recipe: Recipe) -> float:
@@ -361,9 +441,14 @@ def _of_neurons(model: nn.Module) -> Iterator[tuple[str, str]]:
                     yield f"{name}.{kind}", kind
 
 
+def _checkpoint(path: Path) -> Path:
+    """The last one of a run, or the one that was named."""
+    return path / "last.safetensors" if path.is_dir() else path
+
+
 def _load(model: nn.Module, path: Path, own: Collection[str] = ()) -> None:
     """Takes a checkpoint over, but for what the model has as its own."""
-    file = path / "last.safetensors" if path.is_dir() else path
+    file = _checkpoint(path)
     state = load_checkpoint(file)["model"]
     state |= {name: value for name, value in model.state_dict().items() if name in own}
     try:
