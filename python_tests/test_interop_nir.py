@@ -82,6 +82,19 @@ def test_a_round_trip_gives_the_same_spikes(makers: Any, reset: str, tmp_path: P
     assert torch.equal(twin(x), spikes)
 
 
+def test_a_module_may_stand_twice() -> None:
+    torch.manual_seed(0)
+    first, second, neurons = nn.Linear(4, 6), nn.Linear(6, 6), LIF(0.9, 0.3)
+    inner = nn.Sequential(TimeDistributed(second), neurons, neurons)
+    model = nn.Sequential(TimeDistributed(first), neurons, inner, inner, neurons)
+    x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
+    spikes = model(x)
+    assert 0.02 < spikes.mean() < 0.98
+    graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+    assert sum(isinstance(node, nir.LIF) for node in graph.nodes.values()) == 6
+    assert torch.equal(ours.from_nir(graph, dt=DT, reset="hard")(x), spikes)
+
+
 def residual_network(name: str) -> nn.Module:
     """The layers of a network of the papers, after training that says something."""
     torch.manual_seed(0)

@@ -192,7 +192,7 @@ class _Writer:
         self.nodes["input"] = nir.Input({"input": np.array(sample.shape[1:])})
         layers = [("", model)]
         if type(model) is nn.Sequential:
-            layers = list(model.named_children())
+            layers = list(zip(model._modules, model, strict=True))
             if layers and isinstance(layers[0][1], Direct):
                 del layers[0]
             if layers and isinstance(layers[-1][1], MeanReadout | SumReadout):
@@ -218,7 +218,7 @@ class _Writer:
         """What a module makes of a value."""
         inner = layer.module if type(layer) is TimeDistributed else layer
         if type(inner) is nn.Sequential:
-            for child, module in inner.named_children():
+            for child, module in zip(inner._modules, inner, strict=True):  # also what stands twice
                 x, sources = self.module(f"{name}.{child}" if name else child, module, x, sources)
             return x, sources
         if isinstance(inner, nn.Identity | nn.Dropout):
