@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,100 @@ def test_without_our_metadata_norms_are_convolutions() -> None:
     spikes = model(x)
     assert 0.02 < spikes.mean() < 0.98
     assert (twin.double()(x) != spikes).double().mean() < 1e-3  # weights are kept as float32
+
+
+@pytest.mark.parametrize("makers", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("field", ["r", "w_in"])
+def test_changed_neurons_are_read_as_they_are(makers: Any, field: str) -> None:
+    """By somebody who leaves our metadata as it is, such as a quantiser."""
+    model: Any = network(*(make("hard") for make in makers)).double()[:2]
+    x = images().double()
+    before = model(x)
+    graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+    nodes = [node for node in graph.nodes.values() if hasattr(node, field)]
+    for node in nodes:
+        setattr(node, field, getattr(node, field) * 0.5)
+    twin = ours.from_nir(graph, dt=DT, reset="hard").double()
+    if nodes:
+        model[1].gain *= 0.5
+        assert not torch.equal(model(x), before)
+    assert torch.equal(twin(x), model(x))
+
+
+def test_a_changed_leak_or_rest_is_read_as_it_is() -> None:
+    x = images().flatten(2)[..., :6]
+    whole = np.ones(6)
+    graph = ours.to_nir(nn.Sequential(LIF(0.5, strict=True)), x[0], dt=DT, reset="hard")
+    (node,) = (node for node in graph.nodes.values() if isinstance(node, nir.LIF))
+    node.tau, node.r = 4 * DT * whole, 4 * whole
+    (neuron,) = ours.from_nir(graph, dt=DT, reset="hard")
+    assert torch.equal(neuron(x), LIF(0.75, strict=True)(x))
+    node.v_leak = 0.4 * whole
+    (neuron,) = ours.from_nir(graph, dt=DT, reset="hard")
+    rest: dict[str, Any] = {"charge": "euler_box", "v_rest": 0.4, "v_init": 0.4, "gain": 4.0}
+    assert torch.equal(neuron(x), LIF(rate=0.25, strict=True, **rest)(x))
+
+
+def test_changed_norms_are_read_as_they_are() -> None:
+    model = nn.Sequential(TimeDistributed(nn.BatchNorm2d(3)), NormLIF(3, leak=0.9)).eval()
+    x = torch.randn(6, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2
+    for changed in ("weight", "bias"):
+        graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+        convolutions = [node for node in graph.nodes.values() if isinstance(node, nir.Conv2d)]
+        assert len(convolutions) == 2
+        for node in convolutions:
+            setattr(node, changed, getattr(node, changed) * 1.5 + 0.25 * np.float32(1))
+        twin = ours.from_nir(graph, dt=DT, reset="hard")
+        y = x
+        for node in convolutions:
+            weight, bias = (torch.from_numpy(value) for value in (node.weight, node.bias))
+            y = nn.functional.conv2d(y.flatten(0, 1), weight, bias).unflatten(0, (6, 2))
+        spikes = LIF(0.9)(y)
+        assert not torch.equal(spikes, model(x))
+        assert torch.equal(twin(x), spikes)
+
+
+def test_names_of_any_kind() -> None:
+    """A dot, what a module has already, and two that are told apart by a dot alone."""
+    names = ("a.b", "a_b", "keys", "type", "forward", "0")
+    factors = [torch.tensor(2.0 + n) for n in range(len(names))]
+    nodes: dict[str, Any] = {"in": nir.Input({"input": np.array([4])})}
+    nodes |= {
+        name: nir.Scale(np.full(4, factor)) for name, factor in zip(names, factors, strict=True)
+    }
+    nodes |= {"out": nir.Output({"output": np.array([4])})}
+    x = torch.rand(5, 3, 4)
+    order = ["in", *names, "out"]
+    chain = ours.from_nir(nir.NIRGraph(nodes, list(pairwise(order))), dt=DT, reset="hard")
+    assert isinstance(chain, nn.Sequential)
+    torch.testing.assert_close(chain(x), x * torch.stack(factors).prod())
+    edges = [("in", name) for name in names] + [(name, "out") for name in names]
+    graph = ours.from_nir(nir.NIRGraph(nodes, edges), dt=DT, reset="hard")
+    assert list(graph.sources) == order
+    torch.testing.assert_close(graph(x), x * torch.stack(factors).sum())
+
+
+def test_a_graph_takes_what_it_has() -> None:
+    graph = ours.Graph()
+    graph.append("a", nn.Identity(), ())
+    with pytest.raises(ValueError, match=r"b takes \['c'\], expected some of \['a'\]"):
+        graph.append("b", nn.Identity(), ("a", "c"))
+    with pytest.raises(ValueError, match="name is 'a', which is there already"):
+        graph.append("a", nn.Identity(), ())
+
+
+def test_scales_are_written_as_they_broadcast() -> None:
+    """Along the last axes; ``[3, 3, 3]`` does not tell which is which."""
+    x = torch.rand(2, 4, 3, 3, 3)
+    for shape in ((3,), (3, 1), (3, 1, 1), (3, 3, 3), ()):
+        model = nn.Sequential(ours.Scale(torch.rand(shape)), LIF(0.9, 0.3))
+        graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+        assert torch.equal(ours.from_nir(graph, dt=DT, reset="hard")(x), model(x))
+    scale = ours.Scale(torch.rand(4, 3, 3))
+    with pytest.raises(ValueError, match=r"scale has shape \[4, 3, 3\], .* sample, \[4, 1, 1\]"):
+        scale(torch.rand(2, 4, 4, 1, 1))
+    with pytest.raises(ValueError, match=r"scaled has shape \[4, 3, 3\]"):
+        ours.to_nir(nn.Sequential(OrderedDict(scaled=scale)), x[0], dt=DT, reset="hard")
 
 
 def test_edges_into_one_node_add_up() -> None:
@@ -376,6 +472,10 @@ def test_graphs_that_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             ours.from_nir(nir.NIRGraph(nodes, edges), dt=DT, reset="hard")
+    graph = nir.NIRGraph.from_list(lif())
+    graph.edges.append(("input", "c"))
+    with pytest.raises(ValueError, match=r"edge with \{'c'\}, expected some of \['input'"):
+        ours.from_nir(graph, dt=DT, reset="hard")
     with pytest.raises(ValueError, match="reset is 'none'"):
         ours.from_nir(nir.NIRGraph.from_list(lif()), dt=DT, reset="none")
 
