@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from python_tests.helpers import need
 from python_tests.twins import braincog_nodes
 from snnkern.interop import Layerwise, accelerate, layerwise, unroll
 from snnkern.models import Normalize, SpikingNetwork
@@ -61,9 +61,8 @@ class Loop(Neurons):
 
 
 def spikingjelly() -> Case:
-    pytest.importorskip("spikingjelly.activation_based", exc_type=ImportError)
-    from spikingjelly.activation_based import functional, neuron
-
+    functional = need("spikingjelly.activation_based.functional")
+    neuron = need("spikingjelly.activation_based.neuron")
     if not hasattr(neuron.BaseNode, "single_step_functional_forward"):
         pytest.skip("0.0.0.0.14 has scripted parts")
     model = Neurons(nn.Linear(6, 5), neuron.LIFNode(step_mode="m", v_threshold=0.3))
@@ -72,7 +71,7 @@ def spikingjelly() -> Case:
 
 
 def snntorch() -> Case:
-    library = pytest.importorskip("snntorch", exc_type=ImportError)
+    library = need("snntorch")
     model = Loop(nn.Linear(6, 5), library.Leaky(0.8, threshold=0.3, learn_beta=True))
     accelerate(model)
     lif: Any = model.lif
@@ -85,17 +84,17 @@ def snntorch_layerwise() -> Case:
 
 
 def norse() -> Case:
-    library = pytest.importorskip("norse.torch", exc_type=ImportError)
+    library = need("norse.torch")
     model = Neurons(nn.Linear(6, 5), library.LIF(library.LIFParameters(v_th=torch.tensor(0.05))))
     accelerate(model)
     return Case(model, torch.rand(T, 3, 6) * 4)
 
 
 def sinabs() -> Case:
-    layers = pytest.importorskip("sinabs.layers", exc_type=ImportError)
-    from sinabs.activation import SingleSpike
-
-    lif = layers.LIF(tau_mem=5.0, spike_threshold=0.3, spike_fn=SingleSpike)
+    layers = need("sinabs.layers")
+    lif = layers.LIF(
+        tau_mem=5.0, spike_threshold=0.3, spike_fn=need("sinabs.activation").SingleSpike
+    )
     model = Neurons(nn.Linear(6, 5), lif)
     accelerate(model)
     return Case(model, torch.rand(3, T, 6) * 4, lif.reset_states)
@@ -158,30 +157,27 @@ def exported_loosely(case: Case) -> Tensor:
 
 
 @torch.no_grad()
-def through_onnx(case: Case) -> Tensor:
-    """Without onnx: the program that it is made of, which has operators of torch alone."""
+def unrolled(case: Case) -> Tensor:
+    """The program that an ONNX model is made of, which has operators of torch alone."""
     strict = not isinstance(case.model, Layerwise)
     program = unroll(torch.export.export(case.model, (case.x,), strict=strict))
-    namespaces = {getattr(node.target, "namespace", "aten") for node in program.graph.nodes}
-    assert namespaces <= {"aten", "higher_order"}
+    assert namespaces(program) <= {"aten", "higher_order"}
     result: Tensor = program.module()(case.x)
-    if all(find_spec(name) for name in ONNX):
-        import onnxruntime
-
-        made = torch.onnx.export(program, dynamo=True, verbose=False)
-        assert made is not None
-        session = onnxruntime.InferenceSession(made.model_proto.SerializeToString())
-        (name,) = (i.name for i in session.get_inputs())
-        outputs = session.run(None, {name: case.x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(outputs[0]), result)
     return result
+
+
+def namespaces(program: torch.export.ExportedProgram) -> set[str]:
+    """Of the operators of a program and of the graphs in it."""
+    graphs: list[Any] = [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
+    nodes = [node for graph in graphs for node in graph.graph.nodes]
+    return {getattr(node.target, "namespace", "aten") for node in nodes}
 
 
 COMPILERS: dict[str, tuple[Callable[[Case], Tensor], str]] = {
     "`torch.compile`": (compiled, "marked as skipped"),
     "`torch.export`": (exported, "marked as skipped"),
     "`strict=False`": (exported_loosely, "parameters have no values"),
-    "ONNX": (through_onnx, "nothing is refused"),
+    "ONNX": (unrolled, "nothing is refused"),
 }
 
 
@@ -220,6 +216,30 @@ def test_the_table_is_true(model: str, compiler: str, goes: str) -> None:
     else:
         with pytest.raises(Exception, match=reason):
             run(case)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_lines_of_the_page_make_an_onnx_model(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, runtime = (need(name) for name in ONNX)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    case = MODELS[model]()
+    with torch.no_grad():
+        expected = case.model(case.x)
+    case.reset()
+    lines = re.search(
+        r"^```py\n(.*?torch\.onnx.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert lines is not None
+    assert "strict=True" in lines[1]
+    strict = str(not isinstance(case.model, Layerwise))
+    exec(lines[1].replace("strict=True", f"strict={strict}"), {"model": case.model, "x": case.x})
+    session = runtime.InferenceSession("model.onnx")
+    (name,) = (i.name for i in session.get_inputs())
+    (actual,) = session.run(None, {name: case.x.numpy()})[:1]
+    torch.testing.assert_close(torch.from_numpy(actual), expected)
 
 
 def test_a_batch_of_any_size() -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from python_tests.helpers import need
 from python_tests.twins import lift
 from snnkern.models import resnet12, resnet20, wrn16_4
 from snnkern.nn import IF, LIF, Direct, MeanReadout, NormLIF, Residual, TimeDistributed
 from snnkern.surrogate import ATan
 
-nir = pytest.importorskip("nir", exc_type=ImportError)
-ours = pytest.importorskip("snnkern.interop.nir", exc_type=ImportError)
+nir = need("nir")
+ours = need("snnkern.interop.nir")
 DT = 1e-3
 T = 4
 # What the libraries call.
@@ -379,7 +380,7 @@ def two_layers(*neurons: nn.Module) -> nn.Sequential:
 @DEPRECATED
 def test_snntorch_reads_ours() -> None:
     """Its dt is 1e-4, and a spike resets to zero at once."""
-    reader = pytest.importorskip("snntorch.import_nir", exc_type=ImportError)
+    reader = need("snntorch.import_nir")
     model = two_layers(LIF(0.9, strict=True), LIF(0.8, 0.3, strict=True))
     x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
     spikes = model(x)
@@ -391,8 +392,8 @@ def test_snntorch_reads_ours() -> None:
 @DEPRECATED
 @pytest.mark.skipif(not ours.HAS_V_RESET, reason="snnTorch writes v_reset")
 def test_we_read_snntorch_s() -> None:
-    snn = pytest.importorskip("snntorch", exc_type=ImportError)
-    writer = pytest.importorskip("snntorch.export_nir", exc_type=ImportError)
+    snn = need("snntorch")
+    writer = need("snntorch.export_nir")
     torch.manual_seed(0)
     options = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": True}
     beta, threshold = torch.full((6,), 0.9), torch.full((6,), 0.3)
@@ -410,7 +411,7 @@ def test_we_read_snntorch_s() -> None:
 @DEPRECATED
 @pytest.mark.skipif(not ours.HAS_V_RESET, reason="nirtorch wants a newer nir to import for Norse")
 def test_norse_reads_ours() -> None:
-    norse = pytest.importorskip("norse.torch", exc_type=ImportError)
+    norse = need("norse.torch")
     euler: dict[str, Any] = {"charge": "euler_box", "strict": True}
     model = two_layers(LIF(rate=0.5, **euler), LIF(rate=0.4, threshold=0.1, **euler))
     x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
