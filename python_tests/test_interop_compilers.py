@@ -242,6 +242,31 @@ def test_the_lines_of_the_page_make_an_onnx_model(
     torch.testing.assert_close(torch.from_numpy(actual), expected)
 
 
+class Autocast(nn.Module):
+    """What runs under autocast is a graph of its own in an exported program."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            result: Tensor = self.inner(x)
+        return result
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_graphs_within_a_program_are_unrolled(strict: bool) -> None:
+    case = snnkern()
+    model = Autocast(case.model).eval()
+    with torch.no_grad():
+        program = torch.export.export(model, (case.x,), strict=strict)
+        assert "snnkern" in namespaces(program)
+        program = unroll(program)
+        assert namespaces(program) <= {"aten", "higher_order"}
+        assert torch.equal(program.module()(case.x), model(case.x))
+
+
 def test_a_batch_of_any_size() -> None:
     model, x, _ = snnkern()
     shapes = ({0: torch.export.Dim("batch")},)
