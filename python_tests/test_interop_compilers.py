@@ -267,6 +267,31 @@ def test_graphs_within_a_program_are_unrolled(strict: bool) -> None:
         assert torch.equal(program.module()(case.x), model(case.x))
 
 
+def test_a_start_of_one_s_own_is_not_ignored_by_compilers() -> None:
+    torch.manual_seed(0)
+    model, x, _ = norse()
+    lif: Any = model.lif
+    other = need("norse.torch").LIF().initial_state
+    at_rest = model(x)
+    compiler: Any = torch.compile
+
+    def start(x: Tensor) -> Any:
+        return lif.initial_state(x)._replace(v=torch.full((*x.shape[1:-1], 5), 0.5))
+
+    for fallback in (start, other):
+        lif.state_fallback = fallback
+        with pytest.warns(UserWarning, match="LIF runs the library's own steps: state_fallback is"):
+            expected = model(x)
+        assert torch.equal(expected, at_rest) == (fallback is other)
+        torch.compiler.reset()
+        with pytest.raises(Exception, match=r"warnings\.warn|__repr__"):
+            compiler(model, backend="eager", fullgraph=True)(x)
+        torch.compiler.reset()
+        with pytest.warns(UserWarning, match="LIF runs the library's own steps: state_fallback is"):
+            actual = compiler(model, backend="eager")(x)
+        assert torch.equal(actual, expected)
+
+
 def test_a_batch_of_any_size() -> None:
     model, x, _ = snnkern()
     shapes = ({0: torch.export.Dim("batch")},)
