@@ -292,6 +292,32 @@ def test_a_start_of_one_s_own_is_not_ignored_by_compilers() -> None:
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "follows"),
+    [("v_th", 0.2, True), ("tau_mem_inv", 300.0, True), ("v_leak", 0.04, False)],
+)
+def test_what_a_compiled_model_follows(name: str, value: float, follows: bool) -> None:
+    """Tensors that are changed in place, but those which have to be numbers, see ``accelerate``."""
+    library = need("norse.torch")
+    start = {"v_th": 0.05, "tau_mem_inv": 100.0, "v_leak": 0.0}
+    p = library.LIFParameters(**{n: torch.tensor(v) for n, v in start.items()})
+    torch.manual_seed(0)
+    model = Neurons(nn.Linear(6, 5), library.LIF(p))
+    accelerate(model)
+    x = torch.rand(T, 3, 6) * 4
+    torch.compiler.reset()
+    compiler: Any = torch.compile
+    run = compiler(model, backend="eager", fullgraph=True)
+    before = run(x)
+    assert torch.equal(before, model(x))
+    getattr(p, name).fill_(value)
+    eager = model(x)
+    assert not torch.equal(eager, before)
+    assert torch.equal(run(x), eager if follows else before)
+    torch.compiler.reset()
+    assert torch.equal(run(x), eager)
+
+
 def test_a_batch_of_any_size() -> None:
     model, x, _ = snnkern()
     shapes = ({0: torch.export.Dim("batch")},)
