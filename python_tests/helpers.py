@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -235,6 +238,25 @@ def assert_within(
             f"the first at {first}: {actual[first].item()!r}, expected "
             f"{expected[first].item()!r} within {allowed[first].item():.3g}"
         )
+
+
+def lacks(package: str, why: str = "") -> NoReturn:
+    """Skips what needs another package on a developer's machine, and fails in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have {package}: make test installs requirements-peers.txt {why}")
+    pytest.skip(
+        f"{package} is not installed: see requirements-peers.txt {why}", allow_module_level=True
+    )
+
+
+def need(module: str) -> Any:
+    """A module of another package, whose warnings are its own; see ``lacks``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return import_module(module)
+        except ImportError as error:
+            lacks(module, f"({error})")
 
 
 def leave() -> NoReturn:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from python_tests.helpers import need
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NEW = "# the line that is new\n"
 
@@ -16,7 +18,7 @@ NEW = "# the line that is new\n"
 def test_one_line_changes_nothing_but_time(
     library: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip(library)
+    need(library)
     path = EXAMPLES / f"{library}_digits.py"
     source = path.read_text(encoding="utf-8")
     assert source.count(NEW) == 1

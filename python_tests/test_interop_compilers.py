@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from python_tests.helpers import need
 from python_tests.twins import braincog_nodes
 from snnkern.interop import Layerwise, accelerate, layerwise, unroll
 from snnkern.models import Normalize, SpikingNetwork
@@ -61,9 +61,8 @@ class Loop(Neurons):
 
 
 def spikingjelly() -> Case:
-    pytest.importorskip("spikingjelly.activation_based", exc_type=ImportError)
-    from spikingjelly.activation_based import functional, neuron
-
+    functional = need("spikingjelly.activation_based.functional")
+    neuron = need("spikingjelly.activation_based.neuron")
     if not hasattr(neuron.BaseNode, "single_step_functional_forward"):
         pytest.skip("0.0.0.0.14 has scripted parts")
     model = Neurons(nn.Linear(6, 5), neuron.LIFNode(step_mode="m", v_threshold=0.3))
@@ -72,7 +71,7 @@ def spikingjelly() -> Case:
 
 
 def snntorch() -> Case:
-    library = pytest.importorskip("snntorch", exc_type=ImportError)
+    library = need("snntorch")
     model = Loop(nn.Linear(6, 5), library.Leaky(0.8, threshold=0.3, learn_beta=True))
     accelerate(model)
     lif: Any = model.lif
@@ -85,17 +84,17 @@ def snntorch_layerwise() -> Case:
 
 
 def norse() -> Case:
-    library = pytest.importorskip("norse.torch", exc_type=ImportError)
+    library = need("norse.torch")
     model = Neurons(nn.Linear(6, 5), library.LIF(library.LIFParameters(v_th=torch.tensor(0.05))))
     accelerate(model)
     return Case(model, torch.rand(T, 3, 6) * 4)
 
 
 def sinabs() -> Case:
-    layers = pytest.importorskip("sinabs.layers", exc_type=ImportError)
-    from sinabs.activation import SingleSpike
-
-    lif = layers.LIF(tau_mem=5.0, spike_threshold=0.3, spike_fn=SingleSpike)
+    layers = need("sinabs.layers")
+    lif = layers.LIF(
+        tau_mem=5.0, spike_threshold=0.3, spike_fn=need("sinabs.activation").SingleSpike
+    )
     model = Neurons(nn.Linear(6, 5), lif)
     accelerate(model)
     return Case(model, torch.rand(3, T, 6) * 4, lif.reset_states)
@@ -158,30 +157,27 @@ def exported_loosely(case: Case) -> Tensor:
 
 
 @torch.no_grad()
-def through_onnx(case: Case) -> Tensor:
-    """Without onnx: the program that it is made of, which has operators of torch alone."""
+def unrolled(case: Case) -> Tensor:
+    """The program that an ONNX model is made of, which has operators of torch alone."""
     strict = not isinstance(case.model, Layerwise)
     program = unroll(torch.export.export(case.model, (case.x,), strict=strict))
-    namespaces = {getattr(node.target, "namespace", "aten") for node in program.graph.nodes}
-    assert namespaces <= {"aten", "higher_order"}
+    assert namespaces(program) <= {"aten", "higher_order"}
     result: Tensor = program.module()(case.x)
-    if all(find_spec(name) for name in ONNX):
-        import onnxruntime
-
-        made = torch.onnx.export(program, dynamo=True, verbose=False)
-        assert made is not None
-        session = onnxruntime.InferenceSession(made.model_proto.SerializeToString())
-        (name,) = (i.name for i in session.get_inputs())
-        outputs = session.run(None, {name: case.x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(outputs[0]), result)
     return result
+
+
+def namespaces(program: torch.export.ExportedProgram) -> set[str]:
+    """Of the operators of a program and of the graphs in it."""
+    graphs: list[Any] = [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
+    nodes = [node for graph in graphs for node in graph.graph.nodes]
+    return {getattr(node.target, "namespace", "aten") for node in nodes}
 
 
 COMPILERS: dict[str, tuple[Callable[[Case], Tensor], str]] = {
     "`torch.compile`": (compiled, "marked as skipped"),
     "`torch.export`": (exported, "marked as skipped"),
     "`strict=False`": (exported_loosely, "parameters have no values"),
-    "ONNX": (through_onnx, "nothing is refused"),
+    "ONNX": (unrolled, "nothing is refused"),
 }
 
 
@@ -220,6 +216,106 @@ def test_the_table_is_true(model: str, compiler: str, goes: str) -> None:
     else:
         with pytest.raises(Exception, match=reason):
             run(case)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_lines_of_the_page_make_an_onnx_model(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, runtime = (need(name) for name in ONNX)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    case = MODELS[model]()
+    with torch.no_grad():
+        expected = case.model(case.x)
+    case.reset()
+    lines = re.search(
+        r"^```py\n(.*?torch\.onnx.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert lines is not None
+    assert "strict=True" in lines[1]
+    strict = str(not isinstance(case.model, Layerwise))
+    exec(lines[1].replace("strict=True", f"strict={strict}"), {"model": case.model, "x": case.x})
+    session = runtime.InferenceSession("model.onnx")
+    (name,) = (i.name for i in session.get_inputs())
+    (actual,) = session.run(None, {name: case.x.numpy()})[:1]
+    torch.testing.assert_close(torch.from_numpy(actual), expected)
+
+
+class Autocast(nn.Module):
+    """What runs under autocast is a graph of its own in an exported program."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            result: Tensor = self.inner(x)
+        return result
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_graphs_within_a_program_are_unrolled(strict: bool) -> None:
+    case = snnkern()
+    model = Autocast(case.model).eval()
+    with torch.no_grad():
+        program = torch.export.export(model, (case.x,), strict=strict)
+        assert "snnkern" in namespaces(program)
+        program = unroll(program)
+        assert namespaces(program) <= {"aten", "higher_order"}
+        assert torch.equal(program.module()(case.x), model(case.x))
+
+
+def test_a_start_of_one_s_own_is_not_ignored_by_compilers() -> None:
+    torch.manual_seed(0)
+    model, x, _ = norse()
+    lif: Any = model.lif
+    other = need("norse.torch").LIF().initial_state
+    at_rest = model(x)
+    compiler: Any = torch.compile
+
+    def start(x: Tensor) -> Any:
+        return lif.initial_state(x)._replace(v=torch.full((*x.shape[1:-1], 5), 0.5))
+
+    for fallback in (start, other):
+        lif.state_fallback = fallback
+        with pytest.warns(UserWarning, match="LIF runs the library's own steps: state_fallback is"):
+            expected = model(x)
+        assert torch.equal(expected, at_rest) == (fallback is other)
+        torch.compiler.reset()
+        with pytest.raises(Exception, match=r"warnings\.warn|__repr__"):
+            compiler(model, backend="eager", fullgraph=True)(x)
+        torch.compiler.reset()
+        with pytest.warns(UserWarning, match="LIF runs the library's own steps: state_fallback is"):
+            actual = compiler(model, backend="eager")(x)
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "follows"),
+    [("v_th", 0.2, True), ("tau_mem_inv", 300.0, True), ("v_leak", 0.04, False)],
+)
+def test_what_a_compiled_model_follows(name: str, value: float, follows: bool) -> None:
+    """Tensors that are changed in place, but those which have to be numbers, see ``accelerate``."""
+    library = need("norse.torch")
+    start = {"v_th": 0.05, "tau_mem_inv": 100.0, "v_leak": 0.0}
+    p = library.LIFParameters(**{n: torch.tensor(v) for n, v in start.items()})
+    torch.manual_seed(0)
+    model = Neurons(nn.Linear(6, 5), library.LIF(p))
+    accelerate(model)
+    x = torch.rand(T, 3, 6) * 4
+    torch.compiler.reset()
+    compiler: Any = torch.compile
+    run = compiler(model, backend="eager", fullgraph=True)
+    before = run(x)
+    assert torch.equal(before, model(x))
+    getattr(p, name).fill_(value)
+    eager = model(x)
+    assert not torch.equal(eager, before)
+    assert torch.equal(run(x), eager if follows else before)
+    torch.compiler.reset()
+    assert torch.equal(run(x), eager)
 
 
 def test_a_batch_of_any_size() -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from python_tests.helpers import need
 from python_tests.twins import assert_same_calls
 from snnkern.interop import layerwise
 
-snn = pytest.importorskip("snntorch")
-utils = pytest.importorskip("snntorch.utils")
+snn = need("snntorch")
+utils = need("snntorch.utils")
 
 T = 6
 LEARNT = {"learn_beta": True, "learn_threshold": True}

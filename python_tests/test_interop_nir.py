@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from python_tests.helpers import need
 from python_tests.twins import lift
 from snnkern.models import resnet12, resnet20, wrn16_4
 from snnkern.nn import IF, LIF, Direct, MeanReadout, NormLIF, Residual, TimeDistributed
 from snnkern.surrogate import ATan
 
-nir = pytest.importorskip("nir", exc_type=ImportError)
-ours = pytest.importorskip("snnkern.interop.nir", exc_type=ImportError)
+nir = need("nir")
+ours = need("snnkern.interop.nir")
 DT = 1e-3
 T = 4
 # What the libraries call.
@@ -82,6 +85,19 @@ def test_a_round_trip_gives_the_same_spikes(makers: Any, reset: str, tmp_path: P
     assert torch.equal(twin(x), spikes)
 
 
+def test_a_module_may_stand_twice() -> None:
+    torch.manual_seed(0)
+    first, second, neurons = nn.Linear(4, 6), nn.Linear(6, 6), LIF(0.9, 0.3)
+    inner = nn.Sequential(TimeDistributed(second), neurons, neurons)
+    model = nn.Sequential(TimeDistributed(first), neurons, inner, inner, neurons)
+    x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
+    spikes = model(x)
+    assert 0.02 < spikes.mean() < 0.98
+    graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+    assert sum(isinstance(node, nir.LIF) for node in graph.nodes.values()) == 6
+    assert torch.equal(ours.from_nir(graph, dt=DT, reset="hard")(x), spikes)
+
+
 def residual_network(name: str) -> nn.Module:
     """The layers of a network of the papers, after training that says something."""
     torch.manual_seed(0)
@@ -137,6 +153,100 @@ def test_without_our_metadata_norms_are_convolutions() -> None:
     spikes = model(x)
     assert 0.02 < spikes.mean() < 0.98
     assert (twin.double()(x) != spikes).double().mean() < 1e-3  # weights are kept as float32
+
+
+@pytest.mark.parametrize("makers", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("field", ["r", "w_in"])
+def test_changed_neurons_are_read_as_they_are(makers: Any, field: str) -> None:
+    """By somebody who leaves our metadata as it is, such as a quantiser."""
+    model: Any = network(*(make("hard") for make in makers)).double()[:2]
+    x = images().double()
+    before = model(x)
+    graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+    nodes = [node for node in graph.nodes.values() if hasattr(node, field)]
+    for node in nodes:
+        setattr(node, field, getattr(node, field) * 0.5)
+    twin = ours.from_nir(graph, dt=DT, reset="hard").double()
+    if nodes:
+        model[1].gain *= 0.5
+        assert not torch.equal(model(x), before)
+    assert torch.equal(twin(x), model(x))
+
+
+def test_a_changed_leak_or_rest_is_read_as_it_is() -> None:
+    x = images().flatten(2)[..., :6]
+    whole = np.ones(6)
+    graph = ours.to_nir(nn.Sequential(LIF(0.5, strict=True)), x[0], dt=DT, reset="hard")
+    (node,) = (node for node in graph.nodes.values() if isinstance(node, nir.LIF))
+    node.tau, node.r = 4 * DT * whole, 4 * whole
+    (neuron,) = ours.from_nir(graph, dt=DT, reset="hard")
+    assert torch.equal(neuron(x), LIF(0.75, strict=True)(x))
+    node.v_leak = 0.4 * whole
+    (neuron,) = ours.from_nir(graph, dt=DT, reset="hard")
+    rest: dict[str, Any] = {"charge": "euler_box", "v_rest": 0.4, "v_init": 0.4, "gain": 4.0}
+    assert torch.equal(neuron(x), LIF(rate=0.25, strict=True, **rest)(x))
+
+
+def test_changed_norms_are_read_as_they_are() -> None:
+    model = nn.Sequential(TimeDistributed(nn.BatchNorm2d(3)), NormLIF(3, leak=0.9)).eval()
+    x = torch.randn(6, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2
+    for changed in ("weight", "bias"):
+        graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+        convolutions = [node for node in graph.nodes.values() if isinstance(node, nir.Conv2d)]
+        assert len(convolutions) == 2
+        for node in convolutions:
+            setattr(node, changed, getattr(node, changed) * 1.5 + 0.25 * np.float32(1))
+        twin = ours.from_nir(graph, dt=DT, reset="hard")
+        y = x
+        for node in convolutions:
+            weight, bias = (torch.from_numpy(value) for value in (node.weight, node.bias))
+            y = nn.functional.conv2d(y.flatten(0, 1), weight, bias).unflatten(0, (6, 2))
+        spikes = LIF(0.9)(y)
+        assert not torch.equal(spikes, model(x))
+        assert torch.equal(twin(x), spikes)
+
+
+def test_names_of_any_kind() -> None:
+    """A dot, what a module has already, and two that are told apart by a dot alone."""
+    names = ("a.b", "a_b", "keys", "type", "forward", "0")
+    factors = [torch.tensor(2.0 + n) for n in range(len(names))]
+    nodes: dict[str, Any] = {"in": nir.Input({"input": np.array([4])})}
+    nodes |= {
+        name: nir.Scale(np.full(4, factor)) for name, factor in zip(names, factors, strict=True)
+    }
+    nodes |= {"out": nir.Output({"output": np.array([4])})}
+    x = torch.rand(5, 3, 4)
+    order = ["in", *names, "out"]
+    chain = ours.from_nir(nir.NIRGraph(nodes, list(pairwise(order))), dt=DT, reset="hard")
+    assert isinstance(chain, nn.Sequential)
+    torch.testing.assert_close(chain(x), x * torch.stack(factors).prod())
+    edges = [("in", name) for name in names] + [(name, "out") for name in names]
+    graph = ours.from_nir(nir.NIRGraph(nodes, edges), dt=DT, reset="hard")
+    assert list(graph.sources) == order
+    torch.testing.assert_close(graph(x), x * torch.stack(factors).sum())
+
+
+def test_a_graph_takes_what_it_has() -> None:
+    graph = ours.Graph()
+    graph.append("a", nn.Identity(), ())
+    with pytest.raises(ValueError, match=r"b takes \['c'\], expected some of \['a'\]"):
+        graph.append("b", nn.Identity(), ("a", "c"))
+    with pytest.raises(ValueError, match="name is 'a', which is there already"):
+        graph.append("a", nn.Identity(), ())
+
+
+def test_scales_are_written_as_they_broadcast() -> None:
+    """Along the last axes; ``[3, 3, 3]`` does not tell which is which."""
+    x = torch.rand(2, 4, 3, 3, 3)
+    for shape in ((3,), (3, 1), (3, 1, 1), (3, 3, 3), ()):
+        model = nn.Sequential(ours.Scale(torch.rand(shape)), LIF(0.9, 0.3))
+        graph = ours.to_nir(model, x[0], dt=DT, reset="hard")
+        assert torch.equal(ours.from_nir(graph, dt=DT, reset="hard")(x), model(x))
+    scale = ours.Scale(torch.rand(4, 3, 3))
+    with pytest.raises(ValueError, match=r"scale has shape \[4, 3, 3\], .* sample, \[4, 1, 1\]"):
+        scale(torch.rand(2, 4, 4, 1, 1))
+    with pytest.raises(ValueError, match=r"scaled has shape \[4, 3, 3\]"):
+        ours.to_nir(nn.Sequential(OrderedDict(scaled=scale)), x[0], dt=DT, reset="hard")
 
 
 def test_edges_into_one_node_add_up() -> None:
@@ -270,7 +380,7 @@ def two_layers(*neurons: nn.Module) -> nn.Sequential:
 @DEPRECATED
 def test_snntorch_reads_ours() -> None:
     """Its dt is 1e-4, and a spike resets to zero at once."""
-    reader = pytest.importorskip("snntorch.import_nir", exc_type=ImportError)
+    reader = need("snntorch.import_nir")
     model = two_layers(LIF(0.9, strict=True), LIF(0.8, 0.3, strict=True))
     x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
     spikes = model(x)
@@ -282,8 +392,8 @@ def test_snntorch_reads_ours() -> None:
 @DEPRECATED
 @pytest.mark.skipif(not ours.HAS_V_RESET, reason="snnTorch writes v_reset")
 def test_we_read_snntorch_s() -> None:
-    snn = pytest.importorskip("snntorch", exc_type=ImportError)
-    writer = pytest.importorskip("snntorch.export_nir", exc_type=ImportError)
+    snn = need("snntorch")
+    writer = need("snntorch.export_nir")
     torch.manual_seed(0)
     options = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": True}
     beta, threshold = torch.full((6,), 0.9), torch.full((6,), 0.3)
@@ -301,7 +411,7 @@ def test_we_read_snntorch_s() -> None:
 @DEPRECATED
 @pytest.mark.skipif(not ours.HAS_V_RESET, reason="nirtorch wants a newer nir to import for Norse")
 def test_norse_reads_ours() -> None:
-    norse = pytest.importorskip("norse.torch", exc_type=ImportError)
+    norse = need("norse.torch")
     euler: dict[str, Any] = {"charge": "euler_box", "strict": True}
     model = two_layers(LIF(rate=0.5, **euler), LIF(rate=0.4, threshold=0.1, **euler))
     x = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
@@ -363,6 +473,10 @@ def test_graphs_that_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             ours.from_nir(nir.NIRGraph(nodes, edges), dt=DT, reset="hard")
+    graph = nir.NIRGraph.from_list(lif())
+    graph.edges.append(("input", "c"))
+    with pytest.raises(ValueError, match=r"edge with \{'c'\}, expected some of \['input'"):
+        ours.from_nir(graph, dt=DT, reset="hard")
     with pytest.raises(ValueError, match="reset is 'none'"):
         ours.from_nir(nir.NIRGraph.from_list(lif()), dt=DT, reset="none")
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from python_tests.helpers import need
 from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
 from snnkern.interop import accelerate, restore
 
-norse = pytest.importorskip("norse.torch", exc_type=ImportError)
+norse = need("norse.torch")
 
 
 def images(*shape: int, ties: bool = False) -> Tensor:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from python_tests.helpers import need
 from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
 from snnkern.interop import accelerate, restore
 
-sl = pytest.importorskip("sinabs.layers", exc_type=ImportError)
-activation = pytest.importorskip("sinabs.activation", exc_type=ImportError)
+sl = need("sinabs.layers")
+activation = need("sinabs.activation")
 
 Make = Callable[..., nn.Module]
 T = 6

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from python_tests.helpers import need
 from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
 from snnkern import functional
 from snnkern.interop import accelerate, restore
 
-snn = pytest.importorskip("snntorch")
-surrogate = pytest.importorskip("snntorch.surrogate")
+snn = need("snntorch")
+surrogate = need("snntorch.surrogate")
 
 Make = Callable[..., nn.Module]
 LEARNT = {"learn_beta": True, "learn_threshold": True}
@@ -209,7 +210,7 @@ def test_the_library_s_own_reset_works() -> None:
     x = images(3, 2, 6, 6)
     model(x)
     assert states(model)["1.mem"].any()
-    utils = pytest.importorskip("snntorch.utils")
+    utils = need("snntorch.utils")
     utils.reset(model)
     assert not states(model)["1.mem"].any()
 

@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from python_tests.helpers import need
 from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
 from snnkern import gradient
 from snnkern.interop import accelerate, restore
 from snnkern.surrogate import ASSG, HART, PDSG, RGA, Triangle
 
-pytest.importorskip("spikingjelly")
-from spikingjelly.activation_based import functional, layer, neuron, surrogate
+functional, layer, neuron, surrogate = (
+    need(f"spikingjelly.activation_based.{name}")
+    for name in ("functional", "layer", "neuron", "surrogate")
+)
 
 HAS_TRANSITIONS = hasattr(neuron.BaseNode, "single_step_functional_forward")
 Make = Callable[[], nn.Module]
@@ -175,7 +178,7 @@ def test_a_hook_and_a_shared_node_stay() -> None:
 
 
 def refused() -> dict[str, nn.Module]:
-    class Custom(neuron.LIFNode):  # type: ignore[misc]
+    class Custom(neuron.LIFNode):  # type: ignore[misc, name-defined]
         pass
 
     return {

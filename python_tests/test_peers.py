@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from python_tests.helpers import assert_same_bits, assert_within
+from python_tests.helpers import assert_same_bits, assert_within, need
 from python_tests.networks import fc_layers
 from snnkern import LIF, evaluate
 from snnkern.attacks import APGD, BIM, FGSM, PGD, RFGSM, SAPGD, Attack, Square, Stateless
@@ -28,11 +26,13 @@ from snnkern.surrogate import ATan
 EPS = 0.1
 
 
-def need(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must have {package}: make test installs requirements-peers.txt")
-        pytest.skip(f"{package} is not installed: see requirements-peers.txt")
+def test_what_is_missing_is_skipped_but_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match=r"nothing\.here is not installed"):
+        need("nothing.here")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match=r"CI must have nothing\.here"):
+        need("nothing.here")
 
 
 @contextmanager

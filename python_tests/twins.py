@@ -12,11 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from python_tests.helpers import lacks, need
 from snnkern.interop import Report, accelerate
 
 Run = Callable[[nn.Module, Tensor], Any]
@@ -117,11 +117,11 @@ def braincog_nodes() -> Any:
     """BrainCog's nodes without the rest of it, which asks for many other packages."""
     spec = find_spec("braincog")
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("braincog is not installed", allow_module_level=True)
+        lacks("braincog")
     root = Path(next(iter(spec.submodule_search_locations))).parent
     for name in ("braincog", "braincog.base", "braincog.base.strategy"):
         package = ModuleType(name)
         package.__path__ = [str(root.joinpath(*name.split(".")))]
         sys.modules.setdefault(name, package)
-    pytest.importorskip("einops")
+    need("einops")
     return import_module("braincog.base.node")

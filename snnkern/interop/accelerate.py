@@ -71,8 +71,10 @@ def accelerate(model: nn.Module, *, corrected: bool = False) -> Report:
     Raises:
         ValueError: ``model`` holds no neuron of these libraries.
 
-    torch.compile and torch.export see the neurons whole, and ``unroll`` takes them to ONNX. What
-    fires several times a step (the default of sinabs) is left.
+    torch.compile and torch.export see the neurons whole, and ``unroll`` takes them to ONNX. Norse's
+    ``v_leak``, ``v_reset`` and ``alpha`` and BrainCog's ``alpha`` are numbers there: a compiled
+    model keeps those that it was traced with, until ``torch.compiler.reset()``. What fires several
+    times a step (the default of sinabs) is left.
 
     Where a library itself computes NaN (a membrane of infinity after a hard reset; the gradient of
     snnTorch's sigmoid far below the threshold), a fused neuron does not. A threshold that is learnt

@@ -163,7 +163,7 @@ _numbers: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
 def number(value: float | Tensor) -> float:
     """The value of a 0-d tensor, for which a GPU is waited for once per change.
 
-    A trace keeps the value that it has then.
+    A trace keeps the value that it has then: no guard sees what is done to a tensor in place.
     """
     if not isinstance(value, Tensor):
         return float(value)

@@ -38,6 +38,7 @@ OURS = "snnkern"  # the key of what we add to a node, for whoever reads it with 
 
 
 NEURONS = (nir.LIF, nir.IF, nir.CubaLIF)
+ROUNDING = 1e-6  # relative, of what was float32 once
 NORM = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -47,8 +48,10 @@ def to_nir(model: nn.Module, sample: Tensor, *, dt: float, reset: Convention) ->
     A step of ours is Euler's for ``tau dv/dt = (v_leak - v) + r I`` with step ``dt``: ``tau`` is
     ``dt / rate``, ``dt * tau`` or ``dt / (1 - leak)``, and ``r`` makes up for the gain; a neuron
     without a leak is ``nir.IF``, one with a synapse ``nir.CubaLIF``: a step of the current, then
-    one of the membrane. Surrogates have no place in NIR. Our own charge, synapse and comparison
-    stand in the metadata, so that ``from_nir`` gives the same spikes; nobody needs them.
+    one of the membrane. Surrogates have no place in NIR. So that ``from_nir`` gives the same
+    spikes, metadata holds ``dt``, charge, gain, synapse and comparison of neurons, and of a batch
+    norm its parts and whether neurons had it for themselves. Nobody needs them, and where a node
+    was changed afterwards its own values hold.
 
     Branches (``Residual``) are edges into one node, which adds up what they bring; their weights
     are ``nir.Scale``. Batch norm of maps, as in evaluation, is a 1x1 ``nir.Conv2d`` with a diagonal
@@ -130,40 +133,56 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product."""
-        return self.scale * x
+        return _expanded("scale", self.scale, x.shape[2:]) * x
+
+
+def _expanded(name: str, scale: Tensor, shape: torch.Size) -> Tensor:
+    """A factor for every value of a sample."""
+    try:
+        return scale.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} has shape {list(scale.shape)}, expected one that broadcasts to that of a "
+            f"sample, {list(shape)}"
+        ) from None
 
 
 class Graph(nn.Module):
-    """Modules in an order in which each finds what it needs; what several bring is added up."""
+    """Modules in an order in which each finds what it needs; what several bring is added up.
+
+    ``sources`` has the names of NIR, in the order of ``layers``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict()
+        self.layers = nn.ModuleList()
         self.sources: dict[str, tuple[str, ...]] = {}
 
     def append(self, name: str, layer: nn.Module, sources: Sequence[str]) -> None:
-        """Another module, which takes the sum of what ``sources`` give, or the input."""
-        name = name.replace(".", "_")
-        self.layers[name] = layer
-        self.sources[name] = tuple(source.replace(".", "_") for source in sources)
+        """Another module, which takes the sum of what ``sources`` give, or the input.
+
+        Raises:
+            ValueError: ``name`` is there already, or one of ``sources`` is not.
+        """
+        if name in self.sources:
+            raise ValueError(f"name is {name!r}, which is there already")
+        if unknown := [source for source in sources if source not in self.sources]:
+            raise ValueError(f"{name} takes {unknown}, expected some of {list(self.sources)}")
+        self.layers.append(layer)
+        self.sources[name] = tuple(sources)
 
     def as_chain(self) -> nn.Sequential | None:
         """The modules but identities, if each hands on to the next alone."""
-        names = list(self.layers)
+        names = list(self.sources)
         if [self.sources[name] for name in names[1:]] != [(name,) for name in names[:-1]]:
             return None
-        chain = nn.Sequential()
-        for name, layer in self.layers.items():
-            if not isinstance(layer, nn.Identity):
-                chain.add_module(name, layer)
-        return chain
+        return nn.Sequential(*(m for m in self.layers if not isinstance(m, nn.Identity)))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T, N, ...] -> [T, N, ...]``: what the last module gives."""
         values: dict[str, Tensor] = {}
         last = {source: name for name, sources in self.sources.items() for source in sources}
-        for name, layer in self.layers.items():
-            sources = self.sources[name]
+        for layer, (name, sources) in zip(self.layers, self.sources.items(), strict=True):
             total = x if not sources else values[sources[0]]
             for source in sources[1:]:
                 total = total + values[source]
@@ -192,7 +211,7 @@ class _Writer:
         self.nodes["input"] = nir.Input({"input": np.array(sample.shape[1:])})
         layers = [("", model)]
         if type(model) is nn.Sequential:
-            layers = list(model.named_children())
+            layers = list(zip(model._modules, model, strict=True))
             if layers and isinstance(layers[0][1], Direct):
                 del layers[0]
             if layers and isinstance(layers[-1][1], MeanReadout | SumReadout):
@@ -218,7 +237,7 @@ class _Writer:
         """What a module makes of a value."""
         inner = layer.module if type(layer) is TimeDistributed else layer
         if type(inner) is nn.Sequential:
-            for child, module in inner.named_children():
+            for child, module in zip(inner._modules, inner, strict=True):  # also what stands twice
                 x, sources = self.module(f"{name}.{child}" if name else child, module, x, sources)
             return x, sources
         if isinstance(inner, nn.Identity | nn.Dropout):
@@ -235,7 +254,7 @@ class _Writer:
         elif isinstance(inner, nn.BatchNorm2d):
             return x, sources
         elif isinstance(inner, Scale):
-            node = nir.Scale(_array(inner.scale, x.shape[1:]))
+            node = nir.Scale(_array(_expanded(name, inner.scale, x.shape[1:]), x.shape[1:]))
         else:
             node = _layer_to_nir(name, inner, x.shape[1:])
             x = inner(x)
@@ -264,8 +283,8 @@ class _Writer:
     ) -> tuple[Tensor, tuple[str, ...]]:
         """One that ``from_nir`` gave."""
         values: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
-        for name, layer in graph.layers.items():
-            read = [values[source] for source in graph.sources[name]] or [(x, sources)]
+        for layer, (name, before) in zip(graph.layers, graph.sources.items(), strict=True):
+            read = [values[source] for source in before] or [(x, sources)]
             ends = tuple(end for _, part in read for end in part)
             values[name] = self.module(name, layer, read[0][0], ends)
         return values[name]
@@ -273,25 +292,33 @@ class _Writer:
 
 def _norm_to_nir(name: str, norm: NormLIF | nn.BatchNorm2d, x: Tensor) -> Any:
     """A weight and a bias per channel."""
-    mean, var, weight, bias = (getattr(norm, part) for part in NORM)
-    if mean is None or var is None:
+    if norm.running_mean is None or norm.running_var is None:
         raise ValueError(f"{name} has no running statistics, which NIR has no other word for")
     if x.dim() != 4:
         raise ValueError(f"{name} sees {list(x.shape[1:])}, expected maps of channels")
-    scale = torch.rsqrt(var.double() + norm.eps) * (1 if weight is None else weight)
-    shift = (0 if bias is None else bias) - mean * scale
+    parts = {part: getattr(norm, part) for part in NORM}
+    kept: dict[str, Any] = {"eps": norm.eps, "fused": int(isinstance(norm, NormLIF))}
+    kept |= {part: _numpy(value) for part, value in parts.items() if value is not None}
+    weight, bias = _folded(kept)
     node = nir.Conv2d(
         input_shape=(int(x.shape[2]), int(x.shape[3])),
-        weight=_numpy(torch.diag(scale.float())[:, :, None, None]),  # nir's shapes know no groups
+        weight=weight,
         stride=(1, 1),
         padding=(0, 0),
         dilation=(1, 1),
         groups=1,
-        bias=_numpy(shift.float()),
+        bias=bias,
     )
-    kept = {part: _numpy(getattr(norm, part)) for part in NORM if getattr(norm, part) is not None}
-    fused = int(isinstance(norm, NormLIF))
-    return _with_metadata(node, kept | {"eps": norm.eps, "fused": fused})
+    return _with_metadata(node, kept)
+
+
+def _folded(kept: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Weight and bias of the 1x1 convolution that a norm is, of what we keep of it."""
+    mean, var = (np.asarray(kept[part], dtype=np.float64) for part in NORM[:2])
+    scale = kept.get("weight", 1) / np.sqrt(var + kept["eps"])
+    shift = kept.get("bias", 0) - mean * scale
+    # nir's shapes know no groups
+    return np.diag(scale).astype(np.float32)[:, :, None, None], shift.astype(np.float32)
 
 
 def _array(value: Tensor | float, shape: torch.Size) -> Array:
@@ -364,6 +391,14 @@ def _kept(node: Any) -> dict[str, Any]:
     return dict((getattr(node, "metadata", None) or {}).get(OURS, {}))
 
 
+def _kept_norm(node: Any) -> dict[str, Any]:
+    """What we added to the node of a norm, if the node still is what that gives."""
+    kept = _kept(node) if isinstance(node, nir.Conv2d) else {}
+    if kept and all(map(np.array_equal, (node.weight, node.bias), _folded(kept))):
+        return kept
+    return {}
+
+
 def _pair(value: Any) -> tuple[int, int]:
     a, b = np.broadcast_to(np.asarray(value), (2,)).tolist()
     return int(a), int(b)
@@ -416,7 +451,7 @@ def _layer_from_nir(name: str, node: Any) -> nn.Module:
         bias = getattr(node, "bias", None)
         outputs, inputs = node.weight.shape
         return filled(nn.Linear(inputs, outputs, bias=bias is not None), bias)
-    if isinstance(node, nir.Conv2d) and (kept := _kept(node)):
+    if kept := _kept_norm(node):
         return _with_norm(kept, nn.BatchNorm2d)
     if isinstance(node, nir.Conv2d):
         outputs, inputs, *kernel = node.weight.shape
@@ -445,7 +480,7 @@ def _layer_from_nir(name: str, node: Any) -> nn.Module:
 def _uniform(name: str, what: str, values: Any) -> float:
     array = np.asarray(values, dtype=np.float64)
     first = float(array.flat[0])
-    if not (array == first).all():
+    if not np.allclose(array, first, ROUNDING, 0):
         raise ValueError(
             f"{name} has {what} from {array.min()} to {array.max()}, expected one value"
         )
@@ -469,11 +504,10 @@ def _norms_of_neurons(
     """What we kept of each norm that neurons had for themselves, by the name of its node."""
     norms: dict[str, dict[str, Any]] = {}
     for name, node in graph.nodes.items():
-        kept = _kept(node)
+        kept = _kept_norm(node)
         takers = [taker for taker, sources in before.items() if name in sources]
         if (
-            isinstance(node, nir.Conv2d)
-            and kept.get("fused")
+            kept.get("fused")
             and all(isinstance(graph.nodes[taker], NEURONS) for taker in takers)
             and all(before[taker] == [name] for taker in takers)
         ):
@@ -509,29 +543,32 @@ def _neuron_options(
         "strict": bool(ours["strict"]) if known else strict,
         "surrogate": surrogate,
     }
+    own_gain = float(ours["gain"]) if known else 1.0
     if isinstance(node, nir.IF):
-        gain = float(ours["gain"]) if known else _uniform(name, "r", node.r) * dt
+        gain = _near(_uniform(name, "r", node.r) * dt, own_gain)
         return options | {"leak": 1.0, "gain": gain}
     rest = _uniform(name, "v_leak", node.v_leak)
     through = 1.0  # the gain of the synapse
     if isinstance(node, nir.CubaLIF):
         tau = _time_constant(name, "tau_mem", node.tau_mem, dt)
         share = dt / _time_constant(name, "tau_syn", node.tau_syn, dt)
-        through = _near_one(_uniform(name, "w_in dt / tau_syn", share * node.w_in))
         synapse = _text(ours["synapse"]) if known else "charged"
+        enters = share * node.w_in / (1 - share if synapse == "decayed" else 1)
+        through = _near(_uniform(name, "w_in dt / tau_syn", enters), 1.0)
         options["synapse"] = synapse
         options["synapse_decay"] = _parameter(share if synapse == "jump" else 1 - share)
     else:
         tau = _time_constant(name, "tau", node.tau, dt)
-    charge = _text(ours["charge"]) if known else "euler_box"  # as Norse has it
     r = np.asarray(node.r, dtype=np.float64)
     drive = dt / tau * r
-    makes_up = np.allclose(drive, drive.flat[0], 1e-6, 0) and not (r == 1).all()
-    if not known and makes_up and rest == 0:
-        # r makes up for tau, as snnTorch writes it: the current as it is, and a leak.
-        gain = _near_one(float(drive.flat[0]) * through)
-        return options | {"leak": _parameter(1 - dt / tau), "gain": gain}
-    options["gain"] = float(ours["gain"]) if known else _uniform(name, "r", r) * through
+    charge = "euler_box" if (r == 1).all() else "leak"
+    if known:
+        charge = _text(ours["charge"])
+    if charge == "leak" and (rest != 0 or not np.allclose(drive, drive.flat[0], ROUNDING, 0)):
+        charge = "euler_box"  # as Norse has it
+    # Else r makes up for tau, as snnTorch writes it: the current as it is, and a leak.
+    gain = _uniform(name, "r", drive if charge in ("leak", "decay") else r) * through
+    options["gain"] = _near(gain, own_gain)
     if charge == "leak":
         return options | {"leak": _parameter(1 - dt / tau)}
     decay = dt / tau if charge in ("euler", "euler_box") else tau / dt
@@ -546,9 +583,9 @@ def _time_constant(name: str, what: str, values: Any, dt: float) -> Array:
     return tau
 
 
-def _near_one(gain: float) -> float:
-    """The gain, or 1 where that is what rounding left of it."""
-    return 1.0 if abs(gain - 1) < 1e-6 else gain
+def _near(gain: float, own: float) -> float:
+    """The gain, or what it was where rounding made it what it is."""
+    return own if np.isclose(gain, own, ROUNDING, 0) else gain
 
 
 def _text(value: Any) -> str:
@@ -559,6 +596,8 @@ def _predecessors(graph: nir.NIRGraph) -> dict[str, list[str]]:
     """The nodes that each node takes, in an order in which they are there by then."""
     before: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for start, end in graph.edges:
+        if unknown := {start, end} - set(before):
+            raise ValueError(f"graph has an edge with {unknown}, expected some of {list(before)}")
         before[end].append(start)
     starts = [name for name, sources in before.items() if not sources]
     taken = {source for sources in before.values() for source in sources}

@@ -22,6 +22,7 @@ class FusedModule(Fused):
     """What the neurons share: parameters in a tuple, states that are passed and handed out."""
 
     library_step: ClassVar[Callable[..., Any]]
+    initial_state: ClassVar[Callable[..., Any]]
     state_type: ClassVar[type]
     start: ClassVar[str]  # the parameter at which a membrane starts
     dt: float
@@ -40,6 +41,13 @@ class FusedModule(Fused):
             return Triangle(1.0, alpha)
         return None
 
+    @property
+    def has_own_start(self) -> bool:
+        """Whether ``state_fallback`` is the library's; compilers cannot compare bound methods."""
+        fallback: Any = self.state_fallback
+        function, owner = (getattr(fallback, name, None) for name in ("__func__", "__self__"))
+        return function is type(self).initial_state and owner is self
+
     def decays(self) -> dict[str, Any]:
         """The shares of membrane and current that a step takes."""
         return {}
@@ -50,8 +58,7 @@ class FusedModule(Fused):
             return "record_states is True"
         if self.activation is not type(self).library_step:
             return f"p.method is {self.p.method!r}"
-        own_start = torch.compiler.is_compiling() or self.state_fallback == self.initial_state
-        if not own_start:
+        if not self.has_own_start:
             return f"state_fallback is {self.state_fallback!r}"
         if self.surrogate is None:
             return f"there is no surrogate {self.p.method} with alpha={self.p.alpha} here"

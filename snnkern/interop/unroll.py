@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import fx
 from torch.export import ExportedProgram
 
 from snnkern import reference
@@ -26,15 +27,17 @@ def unroll(program: ExportedProgram, *, dynamic_shapes: Any = None) -> ExportedP
     """
     if program.example_inputs is None:
         raise ValueError("program has no example_inputs, expected those it was exported with")
-    module: Any = program.module()
+    module = program.module()
+    graphs: list[Any] = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
     found = False
-    for node in module.graph.nodes:
-        if getattr(node.target, "namespace", None) == "snnkern":
-            node.target = getattr(reference, node.target._opname)
-            found = True
+    for graph in graphs:  # what runs under autocast, for one, has its own
+        for node in graph.graph.nodes:
+            if getattr(node.target, "namespace", None) == "snnkern":
+                node.target = getattr(reference, node.target._opname)
+                found = True
+        graph.recompile()
     if not found:
         return program
-    module.recompile()
     arguments, keywords = program.example_inputs
     with torch.no_grad():
         return torch.export.export(
