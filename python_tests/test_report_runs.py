@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import snnkern
-from snnkern.attacks import PGD, SURROGATE_ENSEMBLE, SpikeFlip
+from snnkern.attacks import PGD, SURROGATE_ENSEMBLE, Attack, SpikeFlip
 from snnkern.attacks.evaluate import gradient_words
 from snnkern.certify import verify
 from snnkern.cli import main
@@ -332,13 +332,10 @@ def test_samples_that_are_no_pictures_have_activity_and_energy(tmp_path: Path) -
     (activity,) = spiking_activity(model, x).values()
     assert [layer.clean for layer in network.layers] == [activity.time_averaged]
     assert network.energy is not None
-    flipped = SpikeFlip(8 / 255)(model, x, samples.tensors[1], torch.Generator().manual_seed(0))
-    (attacked,) = spiking_activity(model, flipped).values()
-    assert not torch.equal(flipped, x)
-    assert [layer.adversarial for layer in network.layers] == [attacked.time_averaged]
     certify_run(folder, eps=RADII, **options)
     (network,) = study_of_runs([folder], **options).networks
     assert network.certified is not None
+<<<<<<< HEAD
     labels = samples.tensors[1]
     grey = TensorDataset(x / 2, labels)  # which nothing can flip
     options["model"] = lambda: (frames_of_events()[0], grey)
@@ -346,6 +343,28 @@ def test_samples_that_are_no_pictures_have_activity_and_energy(tmp_path: Path) -
     twins = PGD(8 / 255, steps=20)(model, x / 2, labels, torch.Generator().manual_seed(0))
     (attacked,) = spiking_activity(model, twins).values()
     assert [layer.adversarial for layer in network.layers] == [attacked.time_averaged]
+=======
+
+
+@pytest.mark.parametrize(
+    ("white", "attack"), [(1.0, SpikeFlip(8 / 255)), (0.5, PGD(8 / 255, steps=20))]
+)
+def test_events_are_attacked_by_flips(tmp_path: Path, white: float, attack: Attack) -> None:
+    torch.manual_seed(5)  # weights that let the classes differ
+    model, samples = frames_of_events()
+    fit(model, snnkern.data.loader(samples, 3), epochs=1, folder=tmp_path, progress=False)
+    x = white * samples.tensors[0]
+    y = model(x).argmax(1)  # who is wrong already is left alone
+    study = study_of_runs(
+        [tmp_path], model=lambda: (frames_of_events()[0], TensorDataset(x, y)), progress=False
+    )
+    (layer,) = study.networks[0].layers
+    torch.manual_seed(0)
+    twins = attack(model, x, y, torch.Generator().manual_seed(0))
+    assert not torch.equal(twins, x)
+    (activity,) = spiking_activity(model, twins).values()
+    assert layer.adversarial == activity.time_averaged
+>>>>>>> front
 
 
 def test_the_samples_that_were_asked_for_are_shown(run: Path) -> None:
@@ -415,6 +434,10 @@ def module_of_a_user(
         (
             "import not_installed",
             r"ModuleNotFoundError: No module named 'not_.* \(.*line 1\)",
+        ),
+        (
+            "def g():\n    return 1 / 0\ndef f():\n    return g()",
+            r"ZeroDivisionError: .* \(.*erring.py, line 2\)",
         ),
         ("def f():\n    return {}['k']", r"KeyError: 'k' \(.*erring.py, line 2\)"),
         ("import json\ndef f():\n    json.loads('')", r"JSONDecodeError: .*erring.py, line 3\)"),
