@@ -335,15 +335,6 @@ def test_samples_that_are_no_pictures_have_activity_and_energy(tmp_path: Path) -
     certify_run(folder, eps=RADII, **options)
     (network,) = study_of_runs([folder], **options).networks
     assert network.certified is not None
-<<<<<<< HEAD
-    labels = samples.tensors[1]
-    grey = TensorDataset(x / 2, labels)  # which nothing can flip
-    options["model"] = lambda: (frames_of_events()[0], grey)
-    (network,) = study_of_runs([folder], **options).networks
-    twins = PGD(8 / 255, steps=20)(model, x / 2, labels, torch.Generator().manual_seed(0))
-    (attacked,) = spiking_activity(model, twins).values()
-    assert [layer.adversarial for layer in network.layers] == [attacked.time_averaged]
-=======
 
 
 @pytest.mark.parametrize(
@@ -364,7 +355,6 @@ def test_events_are_attacked_by_flips(tmp_path: Path, white: float, attack: Atta
     assert not torch.equal(twins, x)
     (activity,) = spiking_activity(model, twins).values()
     assert layer.adversarial == activity.time_averaged
->>>>>>> front
 
 
 def test_the_samples_that_were_asked_for_are_shown(run: Path) -> None:
