@@ -20,7 +20,7 @@ from snnkern.bench import Setting
 from snnkern.models import vgg11
 from snnkern.models.network import SpikingNetwork
 from snnkern.nn import Gradient, NormLIF, gradient
-from snnkern.report.table import Cell, Table
+from snnkern.report.table import Table
 from snnkern.surrogate import Surrogate, Triangle
 
 TIMESTEPS, EPS, SEED = 8, 8 / 255, 0
@@ -247,11 +247,9 @@ def test_ensemble(
         (name, f"{took:.1f}", f"{took / seconds[PLAIN]:.3f}", broken.get(name, ""))
         for name, took in seconds.items()
     ]
-    head, *body = [
-        tuple(map(Cell, row)) for row in (("what", "seconds", "of the members", "broken"), *rows)
-    ]
+    head = ("what", "seconds", "of the members", "broken")
     cases = [
         {"what": name, "seconds": took, "broken": broken.get(name)}
         for name, took in seconds.items()
     ]
-    report_table(f"ensemble-{setting.pages}", Table(caption, head, tuple(body)), cases)
+    report_table(f"ensemble-{setting.pages}", Table.of(caption, head, rows), cases)

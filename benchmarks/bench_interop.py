@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from snnkern.bench import Quartiles, Setting
 from snnkern.interop import accelerate, layerwise
-from snnkern.report.table import Cell, Table
+from snnkern.report.table import Table
 
 TIMESTEPS, ROUNDS = 8, 5
 NEURONS = (64, 64, 32, 32)
@@ -285,9 +285,9 @@ def test_interop(
                     )
 
     benchmark.pedantic(measure, rounds=1)
-    head, *body = [tuple(map(Cell, row)) for row in rows]
+    head, *body = rows
     report_table(
         f"interop-{setting.pages}-{setting.threads}",
-        Table(caption(kinds, setting, notes), head, tuple(body)),
+        Table.of(caption(kinds, setting, notes), head, body),
         cases,
     )

@@ -18,7 +18,7 @@ from snnkern.bench import OPTIONS, Quartiles, Setting
 from snnkern.models import vgg11
 from snnkern.nn import Conv2d, Linear
 from snnkern.nn.packed import EventDriven
-from snnkern.report.table import Cell, Table
+from snnkern.report.table import Table
 
 TIMESTEPS, IMAGES, ROUNDS = 8, 16, 5
 DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6)
@@ -123,7 +123,7 @@ def test_layers(benchmark: Any, setting: Setting, report_table: Callable[..., No
                     cases.append(
                         {"layer": name, "density": density, "events": by_events, **ratio._asdict()}
                     )
-                rows.append(tuple(map(Cell, line)))
+                rows.append(line)
 
     benchmark.pedantic(measure, rounds=1)
     caption = (
@@ -132,8 +132,8 @@ def test_layers(benchmark: Any, setting: Setting, report_table: Callable[..., No
         "'dense': where the layer chose dense products, over the same layer that never looks. Bar: "
         f"at least {1 / SLOWER:.2f} everywhere."
     )
-    head = tuple(map(Cell, ("layer", *(f"{100 * d:g} %" for d in DENSITIES))))
-    table = Table(caption, head, tuple(rows))
+    head = ("layer", *(f"{100 * d:g} %" for d in DENSITIES))
+    table = Table.of(caption, head, rows)
     report_table(f"spike-conv-{setting.pages}-{setting.threads}", table, cases)
 
 
@@ -204,5 +204,5 @@ def test_network(benchmark: Any, setting: Setting, report_table: Callable[..., N
         f"them, and what sees those is dense. Medians of {ROUNDS} interleaved rounds."
     )
     titles = ("what", "density", "seconds", "dense, seconds", "dense over ours (quartiles)", "bar")
-    table = Table(caption, tuple(map(Cell, titles)), tuple(tuple(map(Cell, r)) for r in rows))
+    table = Table.of(caption, titles, rows)
     report_table(f"spike-network-{setting.pages}-{setting.threads}", table, cases)

@@ -31,7 +31,7 @@ from snnkern.nn import (
     TimeDistributed,
     packed,
 )
-from snnkern.nn.reading import divided_by, runs_as, scale_and_shift
+from snnkern.nn.reading import divided_by, running_statistics, runs_as, scale_and_shift
 from snnkern.reference import Interval
 
 
@@ -146,12 +146,7 @@ def avg_pool(module: nn.AvgPool2d) -> Affine:
 
 def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
     """Batch norm by running statistics."""
-    mean, var = module.running_mean, module.running_var
-    if module.training or mean is None or var is None:
-        raise TypeError(
-            f"model holds a {type(module).__name__} without running statistics or in training, "
-            "expected one whose output does not depend on the batch"
-        )
+    mean, var = running_statistics(module)
     scale = torch.rsqrt(var + module.eps)
     if module.weight is not None:
         scale = scale * module.weight.abs()

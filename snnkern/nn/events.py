@@ -92,9 +92,11 @@ class Choice:
         """Chooses for an input that is spikes."""
         self.density = density
         self.by_events = density < below
-        self.reason = f"density {'below' if self.by_events else 'at least'} {below:.3f}"
-        if below == math.inf:
-            self.reason = "event_driven is True"
+        self.reason = (
+            "event_driven is True"
+            if below == math.inf
+            else f"density {'below' if self.by_events else 'at least'} {below:.3f}"
+        )
         return self.by_events
 
     def never(self, reason: str) -> None:

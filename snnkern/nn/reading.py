@@ -33,16 +33,24 @@ def flattened(layers: list[nn.Module]) -> list[nn.Module]:
     return flat
 
 
-def scale_and_shift(
+def running_statistics(
     layer: NormLIF | nn.BatchNorm1d | nn.BatchNorm2d,
 ) -> tuple[Tensor, Tensor]:
-    """What a normalised layer multiplies and adds per channel, as it computes them."""
+    """Mean and variance that a normalised layer goes by, if those are not the batch's."""
     mean, var = layer.running_mean, layer.running_var
     if layer.training or mean is None or var is None:
         raise TypeError(
             f"model holds a {type(layer).__name__} without running statistics or in training, "
             "expected one whose output does not depend on the batch"
         )
+    return mean, var
+
+
+def scale_and_shift(
+    layer: NormLIF | nn.BatchNorm1d | nn.BatchNorm2d,
+) -> tuple[Tensor, Tensor]:
+    """What a normalised layer multiplies and adds per channel, as it computes them."""
+    mean, var = running_statistics(layer)
     inverse = torch.rsqrt(var + layer.eps)
     scale = inverse if layer.weight is None else layer.weight * inverse
     return scale, (0.0 if layer.bias is None else layer.bias) - mean * scale
