@@ -19,7 +19,7 @@ from python_tests.helpers import COMPILED, random
 from snnkern import functional
 from snnkern.autograd import POINT
 from snnkern.functional import pack_spikes, spike_conv2d, spike_linear
-from snnkern.nn import Conv2d, Linear, events
+from snnkern.nn import AvgPool2d, Conv2d, Linear, events
 
 BACKENDS: list[Any] = [None, "reference"]
 needs_kernel = pytest.mark.skipif(not COMPILED, reason="without compiled kernels all is dense")
@@ -29,6 +29,11 @@ def spikes_of(*shape: int, density: float = 0.2, channels_last: bool = False) ->
     generator = torch.Generator().manual_seed(sum(shape))
     x = (torch.rand(shape, generator=generator) < density).float()
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def graded_of(spikes: Tensor) -> Tensor:
+    """Spikes that are worth something of their own each; the layout stays."""
+    return spikes * random(*spikes.shape, seed=4)
 
 
 def assert_near(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
@@ -53,6 +58,9 @@ def test_convolution_is_the_dense_one(data: st.DataObject) -> None:
     images, channels = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 3, 8, 17, 130]))
     density = data.draw(st.sampled_from([0.0, 0.03, 0.3, 1.0]))
     x = spikes_of(images, channels, *size, density=density, channels_last=data.draw(st.booleans()))
+    graded = data.draw(st.booleans())
+    if graded:
+        x = graded_of(x)
     outputs = data.draw(st.sampled_from([1, 16, 33, 70]))
     weight = random(outputs, channels, *kernel, seed=1).requires_grad_()
     bias = random(outputs, seed=2).requires_grad_() if data.draw(st.booleans()) else None
@@ -66,7 +74,14 @@ def test_convolution_is_the_dense_one(data: st.DataObject) -> None:
         grad = grad.contiguous(memory_format=torch.channels_last)
     expected = [truth, *torch.autograd.grad(truth, doubles, grad.double())]
     for backend in BACKENDS:
-        y = spike_conv2d(leaf, weight, bias, stride, padding, dilation, backend=backend)
+        if graded:
+            bits, geometry = functional.pack_nonzero(leaf), (stride, padding, dilation)
+            overload = backend or "default"
+            y = functional.convolve_packed(
+                leaf, bits, weight, bias, geometry, overload, graded=True
+            )
+        else:
+            y = spike_conv2d(leaf, weight, bias, stride, padding, dilation, backend=backend)
         assert y.is_contiguous(memory_format=torch.channels_last)
         for actual, other in zip([y, *torch.autograd.grad(y, wanted, grad)], expected, strict=True):
             assert_near(actual, other)
@@ -99,10 +114,19 @@ def test_linear_is_the_dense_one(shape: tuple[int, ...], density: float) -> None
         (spikes_of(2, 5, 150, 140, density=0.05), (100, 5, 3, 3), 2),
     ],
 )
-def test_large_layers_go_in_several_passes(x: Tensor, shape: tuple[int, ...], stride: int) -> None:
+@pytest.mark.parametrize("graded", [False, True])
+def test_large_layers_go_in_several_passes(
+    x: Tensor, shape: tuple[int, ...], stride: int, graded: bool
+) -> None:
     """Beyond a cache: groups of channels, parts of images, their rows one by one."""
     weight = random(*shape).requires_grad_()
-    y = spike_conv2d(x, weight, stride=stride, padding=1)
+    if graded:
+        x = graded_of(x)
+        geometry = ((stride, stride), (1, 1), (1, 1))
+        bits = functional.pack_nonzero(x)
+        y = functional.convolve_packed(x, bits, weight, None, geometry, graded=True)
+    else:
+        y = spike_conv2d(x, weight, stride=stride, padding=1)
     (grad,) = torch.autograd.grad(y, weight, y.detach())
     double = weight.detach().double().requires_grad_()
     truth = F.conv2d(x.double(), double, stride=stride, padding=1)
@@ -142,11 +166,14 @@ def test_bfloat16_sums_in_float32() -> None:
 
 def test_threads_do_not_matter(two_threads: None) -> None:
     x, weight = spikes_of(6, 40, 16, 16), random(100, 40, 3, 3).requires_grad_()
+    layer = Conv2d(40, 100, 3, padding=1, event_driven=True)
     results = []
     for threads in (2, 1):
         torch.set_num_threads(threads)
         y = spike_conv2d(x, weight, padding=1)
-        results.append((y, *torch.autograd.grad(y, weight, y.detach())))
+        z = layer(graded_of(x))
+        grads = torch.autograd.grad([y, z], [weight, layer.weight], [y.detach(), z.detach()])
+        results.append((y, z, *grads))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
@@ -218,12 +245,15 @@ def test_opcheck(overload: str) -> None:
         opcheck(getattr(ops.spike_rows, overload), (weight, 32))
         rows = ops.spike_rows(weight, 32)
         for bias in (None, random(20)):
-            arguments = (bits, *layout, rows, bias, 20, [1, 2], [1, 0], [1, 1])
-            opcheck(getattr(ops.spike_conv2d, overload), arguments)
+            for values in (None, x):
+                arguments = (bits, values, *layout, rows, bias, 20, [1, 2], [1, 0], [1, 1])
+                opcheck(getattr(ops.spike_conv2d, overload), arguments)
         grad = random(2, 20, 6, 4)
-        opcheck(
-            getattr(ops.spike_conv2d_weight, overload), (grad, bits, *layout, [3, 2], [1, 0], 32)
-        )
+        for values in (None, x):
+            opcheck(
+                getattr(ops.spike_conv2d_weight, overload),
+                (grad, bits, values, *layout, [3, 2], [1, 0], 32),
+            )
 
 
 def test_the_reference_is_bit_for_bit_what_the_kernel_reads() -> None:
@@ -244,6 +274,9 @@ def test_the_raw_ops_protect_memory() -> None:
     bits, rows = pack_spikes(x), ops.spike_rows(random(20, 3, 3, 3), 32)
     size, strides, ones = list(x.shape), list(x.stride()), [1, 1]
     for wrong in (
+        {"values": x[:1]},
+        {"values": x.double()},
+        {"values": x.contiguous(memory_format=torch.channels_last)},
         {"size": [2, 3, 6, 7]},
         {"strides": [108, 1, 3, 36]},
         {"rows": rows[:, :, :2].contiguous()},
@@ -255,14 +288,16 @@ def test_the_raw_ops_protect_memory() -> None:
         {"stride": [0, 1]},
     ):
         a: dict[str, Any] = {
-            "size": size, "strides": strides, "rows": rows, "bias": None, "out": 20,
+            "values": None, "size": size, "strides": strides, "rows": rows, "bias": None, "out": 20,
             "stride": ones, "padding": ones, "dilation": ones,
         } | wrong  # fmt: skip
         with pytest.raises(RuntimeError, match="snnkern: "):
             ops.spike_conv2d(bits, *a.values())
     for grad in (random(2, 20, 6, 5), random(1, 20, 6, 6)):
         with pytest.raises(RuntimeError, match="grad has another shape"):
-            ops.spike_conv2d_weight(grad, bits, size, strides, [3, 3], ones, 32)
+            ops.spike_conv2d_weight(grad, bits, None, size, strides, [3, 3], ones, 32)
+    with pytest.raises(RuntimeError, match="graded spikes have the shape and the layout"):
+        ops.spike_conv2d_weight(x, bits, x[:, :2], size, strides, [3, 3], ones, 32)
 
 
 def test_a_second_derivative_is_refused() -> None:
@@ -275,17 +310,17 @@ def test_a_second_derivative_is_refused() -> None:
 # Layers
 
 
-def layer_of(kind: str, **options: Any) -> tuple[nn.Module, nn.Module, Tensor]:
+def layer_of(kind: str, **options: Any) -> tuple[Any, nn.Module, Tensor]:
     """A layer that is large enough to choose, torch's, and an input."""
     torch.manual_seed(0)
     ours: nn.Module
     theirs: nn.Module
     if kind == "conv":
         ours, theirs = Conv2d(64, 64, 3, padding=1, **options), nn.Conv2d(64, 64, 3, padding=1)
-        x = spikes_of(4, 64, 16, 16, density=0.05)
+        x = spikes_of(16, 64, 16, 16, density=0.05)
     else:
         ours, theirs = Linear(256, 512, **options), nn.Linear(256, 512)
-        x = spikes_of(512, 256, density=0.05)
+        x = spikes_of(1024, 256, density=0.05)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs, x
 
@@ -319,7 +354,7 @@ def test_layers_go_by_events_where_spikes_are_few(kind: str, mode: str) -> None:
 def test_what_does_not_pay_is_that_of_torch(kind: str) -> None:
     ours, theirs, x = layer_of(kind)
     dense = (torch.rand(x.shape) < 0.8).float()
-    for value, why in ((dense, "density at least"), (x * 0.5, "not spikes")):
+    for value, why in ((dense, "density at least"), (0.5 * dense, "density of some images")):
         for learns in (True, False):
             layer: Any = copy.deepcopy(ours).requires_grad_(learns)
             with torch.set_grad_enabled(learns):
@@ -327,9 +362,10 @@ def test_what_does_not_pay_is_that_of_torch(kind: str) -> None:
             assert not went_by_events(layer)
             sampled = not learns and "density of some images" in layer.choice.reason
             assert sampled or why in layer.choice.reason
+            assert layer.choice.graded is False
     few = x[:1]
     assert torch.equal(ours(few), theirs(few))
-    assert "fewer than" in str(ours.choice.reason)  # type: ignore[union-attr]
+    assert "fewer than" in str(ours.choice.reason)
     never, theirs, x = layer_of(kind, event_driven=False)
     assert torch.equal(never(x), theirs(x))
 
@@ -340,11 +376,13 @@ def test_the_choice_depends_on_the_input_alone(learns: bool) -> None:
     ours: Any
     ours, _, x = layer_of("conv")
     ours.requires_grad_(learns)
-    below = events.limit(x, ours.weight, 1024, learns, sums_weights=True)
+    below = events.limit(x, ours.weight, 16 * 256, learns, sums_weights=True)
     assert 0.4 < below < 0.7
-    for density in (0.02, below + 0.02, below - 0.02, 0.9, below - 0.02):
-        ours(spikes_of(4, 64, 16, 16, density=density))
-        assert went_by_events(ours) == (density < below)
+    for value, limit in ((1.0, below), (0.5, below * events.GRADED)):
+        for density in (0.02, limit + 0.02, limit - 0.02, 0.9, limit - 0.02):
+            ours(value * spikes_of(16, 64, 16, 16, density=density))
+            assert went_by_events(ours) == (density < limit)
+            assert ours.choice.graded == (value != 1.0 and density < 0.9)
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
@@ -356,6 +394,8 @@ def test_event_driven_insists(kind: str) -> None:
         return
     for some in (x, x[:1], torch.ones_like(x)):
         assert_near(ours(some), theirs(some))
+    assert_near(ours(x * 0.5), theirs(x * 0.5))
+    ours.spike_input = True
     with pytest.raises(ValueError, match=r"spikes has the value 0\.5, expected"):
         ours(x * 0.5)
     with pytest.raises(ValueError, match=r"which cannot be: weights of torch\.float64"):
@@ -388,7 +428,8 @@ def test_layers_compile_whole(kind: str) -> None:
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected)
     choosing, theirs, x = layer_of(kind)
-    assert torch.equal(torch.compile(choosing, fullgraph=True, backend="aot_eager")(x), theirs(x))
+    run = torch.compile(choosing, fullgraph=True, backend="aot_eager")
+    assert torch.equal(run(x), theirs(x))
     assert not went_by_events(choosing)
 
 
@@ -409,15 +450,65 @@ def test_a_network_learns_and_is_attacked_as_by_dense_layers() -> None:
     """What is behind the first neurons is drawn anew by rounding, so the input is spikes."""
     first = Conv2d(64, 128, 3, padding=1)
     net = nn.Sequential(first, nn.Flatten(), Linear(128 * 64, 16, event_driven=False))
-    x = spikes_of(16, 64, 8, 8, density=0.05).requires_grad_()
+    x = spikes_of(32, 64, 8, 8, density=0.05).requires_grad_()
     gradients = []
-    for choice in (None, False):
+    for choice in (False, None):
         first.event_driven = choice
-        loss = F.cross_entropy(net(x), torch.arange(16))
+        loss = F.cross_entropy(net(x), torch.arange(32) % 16)
         gradients.append(torch.autograd.grad(loss, [x, *net.parameters()]))
     assert went_by_events(first)
     for actual, expected in zip(*gradients, strict=True):
         assert_near(actual, expected, 1e-4)
+
+
+@needs_kernel
+@pytest.mark.parametrize("behind", [nn.AvgPool2d(2), AvgPool2d(2), "sum"], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_pooling_and_sums_make_of_spikes_goes_by_events(
+    behind: Any, channels_last: bool, dtype: torch.dtype
+) -> None:
+    ours, theirs, x = layer_of("conv")
+    ours, theirs, x = ours.to(dtype), theirs.to(dtype), x.to(dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x = x + x.flip(0) if behind == "sum" else behind(torch.cat([x, x, x, x]))
+    results = []
+    for layer in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        grads = torch.autograd.grad(y, [leaf, *layer.parameters()], y.detach())
+        results.append([y, *grads])
+    assert went_by_events(ours)
+    assert ours.choice.graded
+    for actual, expected in zip(*results, strict=True):
+        assert actual.dtype == dtype
+        assert_near(actual, expected, 1e-5 if dtype == torch.float32 else 2**-6)
+    with torch.no_grad():
+        assert torch.equal(ours(x), results[0][0])
+    lines = snnkern.info(nn.Sequential(ours)).splitlines()
+    assert "of graded spikes" in lines[1]
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.0])
+def test_values_that_are_no_numbers_go_where_dense_products_take_them(value: float) -> None:
+    layer = Conv2d(3, 20, 3, padding=1, event_driven=True)
+    x = graded_of(spikes_of(2, 3, 6, 6))
+    x[0, 1, 2, 2] = value
+    expected = F.conv2d(x, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected, equal_nan=True)
+
+
+def test_integers_are_no_input_that_a_layer_chooses_for() -> None:
+    """Torch refuses them, whatever their density; who insists on events gets them."""
+    ours, _, x = layer_of("conv")
+    for few in (True, False):
+        with torch.set_grad_enabled(few), pytest.raises(RuntimeError, match="should be the same"):
+            ours(x.to(torch.uint8))
+    if COMPILED:
+        ours.event_driven = True
+        assert torch.equal(ours(x.to(torch.uint8)), ours(x))
 
 
 @needs_kernel

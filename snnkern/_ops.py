@@ -58,13 +58,13 @@ SCHEMAS = {
     "count_spikes": "(Tensor packed) -> Tensor",
     "fingerprint": "(Tensor words) -> Tensor",
     "spike_rows": "(Tensor weight, int block) -> Tensor",
-    "spike_conv2d": "(Tensor packed, SymInt[] size, SymInt[] strides, Tensor rows, Tensor? bias, "
-    "SymInt out_channels, int[] stride, int[] padding, int[] dilation) -> Tensor",
+    "spike_conv2d": "(Tensor packed, Tensor? values, SymInt[] size, SymInt[] strides, Tensor rows, "
+    "Tensor? bias, SymInt out_channels, int[] stride, int[] padding, int[] dilation) -> Tensor",
     "spike_conv2d_lif": "(Tensor packed, int timesteps, int[] size, int[] pool, Tensor rows, "
     f"Tensor bias, Tensor? current, int[] stride, int[] padding, int[] dilation, {TENSORS}, "
     f"{OPTIONS}) -> Tensor",
-    "spike_conv2d_weight": "(Tensor grad, Tensor packed, SymInt[] size, SymInt[] strides, "
-    "SymInt[] kernel, int[] padding, int block) -> Tensor",
+    "spike_conv2d_weight": "(Tensor grad, Tensor packed, Tensor? values, SymInt[] size, "
+    "SymInt[] strides, SymInt[] kernel, int[] padding, int block) -> Tensor",
     "rate_code": "(Tensor x, Tensor seed, int timesteps, int coding) -> Tensor",
     "interval_lif_forward": f"(Tensor lower, Tensor upper, {BOUNDED}, bool return_membranes) -> "
     "(Tensor spikes_lower, Tensor spikes_upper, Tensor v_lower, Tensor v_upper)",
@@ -190,6 +190,7 @@ def _spike_rows_fake(weight: Tensor, block: int) -> Tensor:
 
 def _spike_conv2d_fake(
     packed: Tensor,
+    values: Tensor | None,
     size: list[int],
     strides: list[int],
     rows: Tensor,
@@ -221,6 +222,7 @@ def _spike_conv2d_lif_fake(
 def _spike_conv2d_weight_fake(
     grad: Tensor,
     packed: Tensor,
+    values: Tensor | None,
     size: list[int],
     strides: list[int],
     kernel: list[int],

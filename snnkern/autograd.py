@@ -763,9 +763,9 @@ def sums_gradients_of_weights(geometry: Geometry) -> bool:
 class SpikeConv2d(torch.autograd.Function):
     """``F.conv2d`` of spikes by their events, in float32 or bfloat16, of one group.
 
-    Rows of the weight are summed where an input was active, and rows of the output's gradient for
-    the gradient of the weight (dense where stride or dilation is not 1, by the saved bits). That of
-    the input is dense.
+    Graded spikes may be worth any number; events are those that are not zero. Rows of the weight
+    are summed where an input was active, and rows of the output's gradient for the gradient of the
+    weight (dense where stride or dilation is not 1, by the saved bits). That of the input is dense.
     """
 
     @staticmethod
@@ -773,6 +773,7 @@ class SpikeConv2d(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         packed: Tensor,
+        graded: bool,
         rows: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -781,16 +782,18 @@ class SpikeConv2d(torch.autograd.Function):
     ) -> Tensor:
         """``[N, C, H, W] -> [N, K, H', W']``, channels last.
 
-        ``packed`` is ``x`` as bits, ``rows`` the weight as ``spike_rows`` gives it, ``geometry``
-        stride, padding and dilation; of ``x`` only the shape and the layout are looked at.
+        ``packed`` are the bits of ``x`` or, where that is ``graded``, of what is not zero in it;
+        ``rows`` is the weight as ``spike_rows`` gives it, ``geometry`` stride, padding and
+        dilation. Of ``x`` that is not graded only the shape and the layout are looked at.
         """
-        learns = ctx.needs_input_grad[3]
-        ctx.save_for_backward(packed if learns else None, weight)
+        learns = ctx.needs_input_grad[4]
+        ctx.save_for_backward(packed if learns else None, x if learns and graded else None, weight)
         ctx.steps = Steps.of(x)
         ctx.geometry, ctx.block, ctx.overload = geometry, rows.shape[4], overload
         out: Tensor = _run(
             getattr(torch.ops.snnkern.spike_conv2d, overload),
             packed,
+            x.float() if graded else None,
             x.shape,
             x.stride(),
             rows,
@@ -803,11 +806,11 @@ class SpikeConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of ``x``, weight and bias."""
-        packed, weight = ctx.saved_tensors
+        packed, x, weight = ctx.saved_tensors
         if packed is not None:
             _refuse_second_derivative("Conv2d")
         (grad,) = grads
-        of_x, _, _, of_weight, of_bias, *_ = ctx.needs_input_grad
+        of_x, _, _, _, of_weight, of_bias, *_ = ctx.needs_input_grad
         stride, padding, dilation = ctx.geometry
         steps: Steps = ctx.steps
         grad_weight = None
@@ -818,6 +821,7 @@ class SpikeConv2d(torch.autograd.Function):
                 getattr(torch.ops.snnkern.spike_conv2d_weight, ctx.overload),
                 grad.float(),
                 packed,
+                None if x is None else x.float(),
                 steps.size,
                 steps.stride,
                 weight.shape[2:],
@@ -831,10 +835,14 @@ class SpikeConv2d(torch.autograd.Function):
             grad_x = grad_x.permute(0, 3, 1, 2)
         elif of_x or densely:
             dense = steps._replace(dtype=weight.dtype)
+            if not densely:
+                x = dense.stand_in(grad)
+            elif x is None:
+                x = dense.unpack(packed)
             # Not the bias, for which oneDNN would find the gradient of the weight too.
             grad_x, of_dense, _ = torch.ops.aten.convolution_backward(
                 grad,
-                dense.unpack(packed) if densely else dense.stand_in(grad),
+                x.to(weight.dtype),
                 weight,
                 None,
                 stride,
@@ -848,6 +856,7 @@ class SpikeConv2d(torch.autograd.Function):
             grad_weight = of_dense if densely else grad_weight
         return (
             None if grad_x is None else grad_x.to(steps.dtype),
+            None,
             None,
             None,
             grad_weight,

@@ -660,6 +660,11 @@ def pack_if_spikes(x: Tensor) -> Tensor | None:
     return packed if stray.item() == 0 else None
 
 
+def pack_nonzero(x: Tensor) -> Tensor:
+    """Where ``x`` is not zero, as bits; see ``pack_spikes``."""
+    return pack_spikes(x.detach() != 0)
+
+
 def unpack_spikes(
     packed: Tensor,
     like: Tensor | Sequence[int],
@@ -905,10 +910,17 @@ def convolve_packed(
     bias: Tensor | None,
     geometry: Geometry,
     overload: str = "default",
+    *,
+    graded: bool = False,
 ) -> Tensor:
-    """``spike_conv2d`` of ``x`` by its bits, past all checks, or ``spike_linear`` of maps."""
+    """``spike_conv2d`` of ``x`` by its bits, past all checks, or ``spike_linear`` of maps.
+
+    Where ``graded``, ``x`` has any values, and its bits are those of ``pack_nonzero``.
+    """
     rows = spike_rows(weight, geometry, overload)
-    result: Tensor = SpikeConv2d.apply(x, packed, rows, as_kernel(weight), bias, geometry, overload)
+    result: Tensor = SpikeConv2d.apply(
+        x, packed, graded, rows, as_kernel(weight), bias, geometry, overload
+    )
     return result
 
 

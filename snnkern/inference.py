@@ -158,6 +158,7 @@ class Rows:
         affine = self.affine
         result: Tensor = torch.ops.snnkern.spike_conv2d(
             spikes.packed,
+            None,
             spikes.size,
             spikes.strides,
             self.of(spikes, unpooled=True),

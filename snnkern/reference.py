@@ -304,6 +304,7 @@ def empty_maps(
 
 def spike_conv2d(
     packed: Tensor,
+    values: Tensor | None,
     size: list[int],
     strides: list[int],
     rows: Tensor,
@@ -313,9 +314,12 @@ def spike_conv2d(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """The convolution of spikes ``[N, C, H, W]``, given as bits, by the rows of ``spike_rows``."""
+    """The convolution of spikes ``[N, C, H, W]``, given as bits, by the rows of ``spike_rows``.
+
+    Graded spikes are given as ``values``, whose bits tell where they are not zero.
+    """
     weight = rows.permute(0, 4, 2, 1, 3).flatten(0, 1)[:out_channels].flip(3)
-    spikes = unpack_spikes(packed, size, strides, rows.dtype)
+    spikes = unpack_spikes(packed, size, strides, rows.dtype) if values is None else values
     maps = empty_maps(rows, size, out_channels, stride, padding, dilation)
     return maps.copy_(torch.nn.functional.conv2d(spikes, weight, bias, stride, padding, dilation))
 
@@ -373,14 +377,18 @@ def spike_conv2d_lif(
 def spike_conv2d_weight(
     grad: Tensor,
     packed: Tensor,
+    values: Tensor | None,
     size: list[int],
     strides: list[int],
     kernel: list[int],
     padding: list[int],
     block: int,
 ) -> Tensor:
-    """The gradient of a convolution's weight ``[K, C, H, W]``, of stride and dilation 1."""
-    spikes = unpack_spikes(packed, size, strides, grad.dtype)
+    """The gradient of a convolution's weight ``[K, C, H, W]``, of stride and dilation 1.
+
+    ``values`` as for ``spike_conv2d``.
+    """
+    spikes = unpack_spikes(packed, size, strides, grad.dtype) if values is None else values
     weight = grad.new_empty((grad.shape[1], size[1], *kernel))
     _, of_weight, _ = torch.ops.aten.convolution_backward(
         grad, spikes, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [False, True, False]

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <type_traits>
 
+#include "clones.h"
 #include "tile.h"
 
 namespace snnkern::cpu {
@@ -51,6 +52,11 @@ double sum(const F* values, std::int64_t n) {
   }
   for (; i < n; ++i) lanes[i % kLanes] += values[i];
   return std::accumulate(std::begin(lanes), std::end(lanes), 0.0);
+}
+
+template <class F>
+SNN_CLONES void add_to_sums(std::int64_t n, const F* __restrict values, double* __restrict sums) {
+  for (std::int64_t i = 0; i < n; ++i) sums[i] += values[i];
 }
 
 }  // namespace
@@ -203,11 +209,17 @@ template <class F>
 void reduce_to_parameter(const F* neuron_grad, std::int64_t neurons, std::int64_t count,
                          std::int64_t repeat, F* grad) {
   const auto sums = std::make_unique<double[]>(static_cast<std::size_t>(count));
-  const Parameter<F> parameter{nullptr, count, repeat};
-  parameter.for_each_stretch(
-      0, neurons, [&](std::int64_t index, std::int64_t p, std::int64_t stop) {
-        sums[static_cast<std::size_t>(index)] += sum(neuron_grad + p, stop - p);
-      });
+  if (repeat == 1) {  // channels last: neighbours have neighbouring sums
+    for (std::int64_t p = 0; p < neurons; p += count) {
+      add_to_sums(std::min(count, neurons - p), neuron_grad + p, sums.get());
+    }
+  } else {
+    const Parameter<F> parameter{nullptr, count, repeat};
+    parameter.for_each_stretch(
+        0, neurons, [&](std::int64_t index, std::int64_t p, std::int64_t stop) {
+          sums[static_cast<std::size_t>(index)] += sum(neuron_grad + p, stop - p);
+        });
+  }
   std::transform(sums.get(), sums.get() + count, grad, [](double total) { return F(total); });
 }
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #include "clones.h"
-#include "row_sums.h"
 #include "tile.h"
 
 namespace snnkern::cpu {
@@ -268,13 +268,40 @@ void fill_inputs(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* wo
   }
 }
 
+std::int64_t start_values(const std::uint64_t* words, std::int64_t count, std::int64_t* starts) {
+  std::int64_t values = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    starts[i] = values;
+    values += std::popcount(words[i]);
+  }
+  return values;
+}
+
+void fill_input_values(const SpikeConv& p, const float* spikes, const std::uint64_t* words,
+                       const std::int64_t* starts, float* values, std::int64_t first,
+                       std::int64_t last) {
+  const MapStrides step = p.strides();
+  for (std::int64_t n = first; n < last; ++n) {
+    for (std::int64_t c = 0; c < p.channels; c += kWord) {
+      const std::int64_t group = (c / kWord * p.images + n) * p.positions();
+      const float* const in = spikes + n * step.image + c * step.channel;
+      for (std::int64_t at = 0; at < p.positions(); ++at) {
+        float* out = values + starts[group + at];
+        for (std::uint64_t word = words[group + at]; word; word &= word - 1) {
+          *out++ = in[at * step.column + std::countr_zero(word) * step.channel];
+        }
+      }
+    }
+  }
+}
+
 std::int64_t output_tasks(const SpikeConv& p) {
   const OutputRows stretch = OutputRows::of(p);
   return p.blocks() * stretch.of_images(p) * stretch.of_image(p);
 }
 
-void spike_conv(const SpikeConv& p, const std::uint64_t* words, const float* rows,
-                const float* bias, float* out, std::int64_t first, std::int64_t last) {
+void spike_conv(const SpikeConv& p, const Events& inputs, const float* rows, const float* bias,
+                float* out, std::int64_t first, std::int64_t last) {
   const ConvAxis &height = p.height, &width = p.width;
   const OutputRows stretch = OutputRows::of(p);
   const std::int64_t parts = stretch.of_image(p), stretches = stretch.of_images(p) * parts;
@@ -314,21 +341,21 @@ void spike_conv(const SpikeConv& p, const std::uint64_t* words, const float* row
                              .words = pool,
                              .bit_step = p.row(),
                              .word_step = 0,
-                             .bits = nullptr,
-                             .line_bits = height.stride * width.in * pool,
-                             .cell_bits = (together ? 1 : width.stride) * pool,
+                             .events = {},
+                             .line_words = height.stride * width.in * pool,
+                             .cell_words = (together ? 1 : width.stride) * pool,
                              .sums = nullptr,
                              .line_sums = line,
                              .cell_sums = block};
       const std::int64_t of_image = p.positions() * pool;
-      const std::uint64_t* const bits = words + (c / kWord * p.images + n0) * of_image;
+      const Events events = inputs.from((c / kWord * p.images + n0) * of_image);
       // Where images have one line, or all of theirs are seen, they follow each other.
       const bool all_seen = seen.size() == height.in && lines == height.in && height.stride == 1;
       const bool as_one = lines == 1 || all_seen;
-      if (lines == 1) lines_of_image.line_bits = of_image;
+      if (lines == 1) lines_of_image.line_words = of_image;
       if (as_one) lines_of_image.lines *= images;
       for (std::int64_t n = 0; n < (as_one ? 1 : images); ++n) {
-        lines_of_image.bits = bits + n * of_image + (row * width.in + column) * pool;
+        lines_of_image.events = events.from(n * of_image + (row * width.in + column) * pool);
         lines_of_image.sums = sums + (n * lines + seen.begin - o0) * line + at * block;
         add_rows(together ? p.row() : block, from, lines_of_image);
       }
@@ -378,11 +405,33 @@ void fill_channels(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* 
   }
 }
 
+void fill_channel_values(const SpikeConv& p, const float* spikes, const std::uint8_t* bits,
+                         const std::int64_t* starts, float* values, std::int64_t first,
+                         std::int64_t last) {
+  const MapStrides step = p.strides();
+  std::vector<float*> next(
+      static_cast<std::size_t>(p.channels));  // a channel's spikes come in order
+  for (std::int64_t index = first; index < last; ++index) {
+    for (std::int64_t c = 0; c < p.channels; ++c) {
+      next[static_cast<std::size_t>(c)] =
+          values + starts[(index * p.channels + c) * Stretch::words(p)];
+    }
+    Stretch::of(p, index).for_each_image([&](std::int64_t n, std::int64_t begin, std::int64_t end) {
+      const float* const in = spikes + n * step.image;
+      for_each_spike(p, bits + n * p.bytes(), begin, end,
+                     [&](std::int64_t c, std::int64_t h, std::int64_t w) {
+                       *next[static_cast<std::size_t>(c)]++ =
+                           in[c * step.channel + h * step.row + w * step.column];
+                     });
+    });
+  }
+}
+
 std::int64_t weight_tasks(const SpikeConv& p) {
   return p.blocks() * ((p.channels + part_of_channels(p) - 1) / part_of_channels(p));
 }
 
-void spike_conv_weight(const SpikeConv& p, const std::uint64_t* words, const float* grad,
+void spike_conv_weight(const SpikeConv& p, const Events& inputs, const float* grad,
                        const MapStrides& strides, float* grad_weight, std::int64_t first,
                        std::int64_t last) {
   const std::int64_t part = part_of_channels(p), parts = weight_tasks(p) / p.blocks(),
@@ -408,9 +457,9 @@ void spike_conv_weight(const SpikeConv& p, const std::uint64_t* words, const flo
                   .words = of_words,
                   .bit_step = p.block,
                   .word_step = kWord * p.block,
-                  .bits = words + (index * p.channels + begin) * of_words,
-                  .line_bits = 0,
-                  .cell_bits = of_words,
+                  .events = inputs.from((index * p.channels + begin) * of_words),
+                  .line_words = 0,
+                  .cell_words = of_words,
                   .sums = sums + tap * p.row(),
                   .line_sums = 0,
                   .cell_sums = of_channel});

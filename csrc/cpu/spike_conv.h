@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "row_sums.h"
+
 namespace snnkern::cpu {
 
 // A dimension of maps: their extent, before and after, and how the kernel goes over it.
@@ -28,6 +30,11 @@ struct ConvAxis {
   }
 };
 
+// Elements between neighbours of maps [images, channels, height, width].
+struct MapStrides {
+  std::int64_t image, channel, row, column;
+};
+
 struct SpikeConv {
   std::int64_t images, channels, out_channels;
   ConvAxis height, width;
@@ -38,6 +45,12 @@ struct SpikeConv {
   std::int64_t pool_height = 1, pool_width = 1;
 
   std::int64_t positions() const { return height.in * width.in; }
+  // Of what lies as the bits do.
+  MapStrides strides() const {
+    const std::int64_t image = positions() * channels, row = width.in;
+    return channels_last ? MapStrides{image, 1, row * channels, channels}
+                         : MapStrides{image, positions(), row, 1};
+  }
   // Of an image's bits.
   std::int64_t bytes() const { return (positions() * pool_height * pool_width * channels + 7) / 8; }
   std::int64_t blocks() const { return (out_channels + block - 1) / block; }
@@ -66,17 +79,25 @@ std::uint64_t fingerprint(const Word* words, std::int64_t first, std::int64_t la
 void spike_rows(const SpikeConv& p, const float* weight, float* rows, std::int64_t first,
                 std::int64_t last);
 
+// Where the values of each of `count` words begin, to `starts`; how many there are in all.
+std::int64_t start_values(const std::uint64_t* words, std::int64_t count, std::int64_t* starts);
+
 // Forward. Inputs as words of kWord channels, [group, image, height, width, position of the pool].
 std::int64_t input_words(const SpikeConv& p);
 // Images [first, last).
 void fill_inputs(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* words,
                  std::int64_t first, std::int64_t last);
 
+// The values of their events, of spikes that lie as their bits do, none pooled.
+void fill_input_values(const SpikeConv& p, const float* spikes, const std::uint64_t* words,
+                       const std::int64_t* starts, float* values, std::int64_t first,
+                       std::int64_t last);
+
 // Tasks: blocks of outputs times stretches of output rows.
 std::int64_t output_tasks(const SpikeConv& p);
 // Output [image, height, width, out_channel]. `bias` [out_channels] may be null.
-void spike_conv(const SpikeConv& p, const std::uint64_t* words, const float* rows,
-                const float* bias, float* out, std::int64_t first, std::int64_t last);
+void spike_conv(const SpikeConv& p, const Events& inputs, const float* rows, const float* bias,
+                float* out, std::int64_t first, std::int64_t last);
 
 // The weight's gradient, of stride and dilation 1. Stretches of map rows of the whole batch, whose
 // gradients stay in the first cache; their inputs as words of positions, [stretch, channel, word].
@@ -86,14 +107,16 @@ std::int64_t channel_words(const SpikeConv& p);
 void fill_channels(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* words,
                    std::int64_t first, std::int64_t last);
 
+// The values of their events, of spikes that lie as their bits do.
+void fill_channel_values(const SpikeConv& p, const float* spikes, const std::uint8_t* bits,
+                         const std::int64_t* starts, float* values, std::int64_t first,
+                         std::int64_t last);
+
 // Tasks: blocks times parts of the channels.
 std::int64_t weight_tasks(const SpikeConv& p);
 
-// Elements between neighbours of a gradient [images, out_channels, height, width].
-struct MapStrides {
-  std::int64_t image, channel, row, column;
-};
-void spike_conv_weight(const SpikeConv& p, const std::uint64_t* words, const float* grad,
+// `strides` are those of `grad`, [images, out_channels, height, width].
+void spike_conv_weight(const SpikeConv& p, const Events& inputs, const float* grad,
                        const MapStrides& strides, float* grad_weight, std::int64_t first,
                        std::int64_t last);
 

@@ -8,7 +8,6 @@
 
 #include "../lif_ops.h"
 #include "lif.h"
-#include "row_sums.h"
 #include "spike_conv.h"
 #include "tile.h"
 
@@ -64,6 +63,20 @@ const float* floats(const Tensor& t, const char* name) {
   return static_cast<const float*>(t.const_data_ptr());
 }
 
+// Graded spikes, null where there are none.
+const float* graded(const SpikeConv& p, const OptionalTensor& spikes) {
+  if (!spikes) return nullptr;
+  const MapStrides step = p.strides();
+  const int64_t size[] = {p.images, p.channels, p.height.in, p.width.in};
+  const int64_t strides[] = {step.image, step.channel, step.row, step.column};
+  for (int d = 0; d < 4; ++d) {
+    STD_TORCH_CHECK(spikes->dim() == 4 && spikes->size(d) == size[d] &&
+                        (size[d] == 1 || spikes->stride(d) == strides[d]),
+                    "snnkern: graded spikes have the shape and the layout of their bits");
+  }
+  return floats(*spikes, "graded");
+}
+
 // Calls run(first, last) for parts of work, in threads where there are enough neuron-steps.
 template <class Run>
 void share(int64_t parts, int64_t neurons_of_a_part, const Run& run) {
@@ -116,22 +129,54 @@ Tensor spike_rows_op(const Tensor& weight, int64_t block) {
   return rows;
 }
 
-// To `out`, [image, height, width, out_channel].
-void convolve(const SpikeConv& p, const uint8_t* bits, const float* rows, const float* bias,
-              float* out) {
-  const auto words = std::make_unique_for_overwrite<uint64_t[]>(input_words(p));
-  share(p.images, p.positions() * p.channels / kWord,
-        [&](int64_t first, int64_t last) { fill_inputs(p, bits, words.get(), first, last); });
+// The memory of events.
+class EventWords {
+ public:
+  explicit EventWords(int64_t count)
+      : count_(count), words_(std::make_unique_for_overwrite<uint64_t[]>(count)) {}
+
+  uint64_t* words() { return words_.get(); }
+  const int64_t* starts() const { return starts_.get(); }
+  float* values() { return values_.get(); }
+  Events events() const { return {words_.get(), starts_.get(), values_.get()}; }
+
+  // Once the words are there, for events that are worth something each.
+  void make_room_for_values() {
+    starts_ = std::make_unique_for_overwrite<int64_t[]>(count_);
+    values_ =
+        std::make_unique_for_overwrite<float[]>(start_values(words_.get(), count_, starts_.get()));
+  }
+
+ private:
+  int64_t count_;
+  std::unique_ptr<uint64_t[]> words_;
+  std::unique_ptr<int64_t[]> starts_;
+  std::unique_ptr<float[]> values_;
+};
+
+// To `out`, [image, height, width, out_channel]; `spikes` are graded ones, else null.
+void convolve(const SpikeConv& p, const uint8_t* bits, const float* spikes, const float* rows,
+              const float* bias, float* out) {
+  EventWords inputs(input_words(p));
+  const int64_t of_image = p.positions() * p.channels / kWord;
+  share(p.images, of_image,
+        [&](int64_t first, int64_t last) { fill_inputs(p, bits, inputs.words(), first, last); });
+  if (spikes) {
+    inputs.make_room_for_values();
+    share(p.images, of_image, [&](int64_t first, int64_t last) {
+      fill_input_values(p, spikes, inputs.words(), inputs.starts(), inputs.values(), first, last);
+    });
+  }
   const int64_t tasks = output_tasks(p), sums = p.images * p.height.out * p.width.out * p.block;
   const int64_t work = sums * p.blocks() / tasks * p.channels * p.height.kernel * p.width.kernel;
   share(tasks, work / 16, [&](int64_t first, int64_t last) {
-    spike_conv(p, words.get(), rows, bias, out, first, last);
+    spike_conv(p, inputs.events(), rows, bias, out, first, last);
   });
 }
 
-Tensor spike_conv2d_op(const Tensor& packed, const std::vector<int64_t>& size,
-                       const std::vector<int64_t>& strides, const Tensor& rows,
-                       const OptionalTensor& bias, int64_t out_channels,
+Tensor spike_conv2d_op(const Tensor& packed, const OptionalTensor& values,
+                       const std::vector<int64_t>& size, const std::vector<int64_t>& strides,
+                       const Tensor& rows, const OptionalTensor& bias, int64_t out_channels,
                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                        const std::vector<int64_t>& dilation) {
   STD_TORCH_CHECK(rows.dim() == 5 && rows.is_contiguous(), "snnkern: rows are those of spike_rows");
@@ -148,7 +193,7 @@ Tensor spike_conv2d_op(const Tensor& packed, const std::vector<int64_t>& size,
   const int64_t of_row = p.width.out * out_channels, of_image = p.height.out * of_row;
   const Tensor out = empty_strided({p.images, out_channels, p.height.out, p.width.out},
                                    {of_image, 1, of_row, out_channels}, ScalarType::Float, packed);
-  convolve(p, static_cast<const uint8_t*>(packed.const_data_ptr()), from, start,
+  convolve(p, static_cast<const uint8_t*>(packed.const_data_ptr()), graded(p, values), from, start,
            static_cast<float*>(out.mutable_data_ptr()));
   return out;
 }
@@ -217,7 +262,7 @@ Tensor spike_conv2d_lif_op(const Tensor& packed, int64_t timesteps,
     const int64_t here = std::min(most, samples - sample), image = sample * timesteps;
     SpikeConv of_chunk = p;
     of_chunk.images = here * timesteps;
-    convolve(of_chunk, bits + image * p.bytes(), weights, start, chunk.get());
+    convolve(of_chunk, bits + image * p.bytes(), nullptr, weights, start, chunk.get());
     if (more) {
       torch::stable::parallel_for(0, here * of_sample, kGrain, [&](int64_t first, int64_t last) {
         const float* const in = more + sample * of_sample;
@@ -250,7 +295,8 @@ Tensor spike_conv2d_lif_op(const Tensor& packed, int64_t timesteps,
 }
 
 Tensor spike_conv2d_weight_op(const Tensor& grad, const Tensor& packed,
-                              const std::vector<int64_t>& size, const std::vector<int64_t>& strides,
+                              const OptionalTensor& values, const std::vector<int64_t>& size,
+                              const std::vector<int64_t>& strides,
                               const std::vector<int64_t>& kernel,
                               const std::vector<int64_t>& padding, int64_t block) {
   STD_TORCH_CHECK(grad.dim() == 4, "snnkern: grad is [N, K, H, W]");
@@ -265,14 +311,22 @@ Tensor spike_conv2d_weight_op(const Tensor& grad, const Tensor& packed,
       empty_strided({p.out_channels, p.channels, kernel[0], kernel[1]},
                     {of_output, of_channel, kernel[1], 1}, ScalarType::Float, grad);
   const auto* const bits = static_cast<const uint8_t*>(packed.const_data_ptr());
-  const auto words = std::make_unique_for_overwrite<uint64_t[]>(channel_words(p));
-  const int64_t parts = stretches(p), inputs = p.images * p.positions() * p.channels;
-  share(parts, inputs / parts / 4,
-        [&](int64_t first, int64_t last) { fill_channels(p, bits, words.get(), first, last); });
+  const float* const spikes = graded(p, values);
+  EventWords inputs(channel_words(p));
+  const int64_t parts = stretches(p);
+  const int64_t inputs_of_part = p.images * p.positions() * p.channels / parts / 4;
+  share(parts, inputs_of_part,
+        [&](int64_t first, int64_t last) { fill_channels(p, bits, inputs.words(), first, last); });
+  if (spikes) {
+    inputs.make_room_for_values();
+    share(parts, inputs_of_part, [&](int64_t first, int64_t last) {
+      fill_channel_values(p, spikes, bits, inputs.starts(), inputs.values(), first, last);
+    });
+  }
   auto* const to = static_cast<float*>(result.mutable_data_ptr());
   const MapStrides layout{grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3)};
   torch::stable::parallel_for(0, weight_tasks(p), 1, [&](int64_t first, int64_t last) {
-    spike_conv_weight(p, words.get(), from, layout, to, first, last);
+    spike_conv_weight(p, inputs.events(), from, layout, to, first, last);
   });
   return result;
 }

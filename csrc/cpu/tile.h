@@ -83,8 +83,17 @@ struct Neurons {
   }
 };
 
+// The values of neurons [begin, end).
 template <class F>
 void fill_row(const Parameter<F>& parameter, std::int64_t begin, std::int64_t end, F* row) {
+  if (parameter.repeat == 1) {  // channels last: neighbours have neighbouring values
+    for (std::int64_t p = begin, index = begin % parameter.count; p < end; index = 0) {
+      const std::int64_t n = std::min(end - p, parameter.count - index);
+      row = std::copy_n(parameter.data + index, n, row);
+      p += n;
+    }
+    return;
+  }
   parameter.for_each_stretch(
       begin, end, [&](std::int64_t index, std::int64_t p, std::int64_t stop) {
         std::fill(row + (p - begin), row + (stop - begin), parameter.data[index]);

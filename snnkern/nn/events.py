@@ -16,16 +16,21 @@ from snnkern import _load
 # is packed, unpacked and gathered. A weight, in training: it is brought into the order that events
 # read.
 EVENT_COST, IDLE_COST, INPUT_COST, ROW_COST = 1.1, 0.12, 40.0, 100.0
+# Events whose values are read and multiplied by pay up to this share of the density.
+GRADED = 0.85
 # Of the dense time, events have to promise less than this.
 WORTH = 0.85
-# Dense products that are over before anything has been looked at.
-LEAST_PRODUCTS = 2**25
-# Images of a batch that are looked at before all of it is, and by how much they may mislead.
-LOOKED_AT, MISLED = 4, 1.25
+# Dense products that are nearly over before anything has been looked at.
+LEAST_PRODUCTS = 2**27
+# Images of a batch that are looked at before all of it is.
+LOOKED_AT = 4
 
 
-def why_never(x: Tensor, weight: Tensor, groups: int) -> str:
-    """Why a layer cannot go by events, empty where it can."""
+def why_never(x: Tensor, weight: Tensor, groups: int, *, insists: bool) -> str:
+    """Why a layer cannot go by events, empty where it can.
+
+    Of one dtype with the weight is what dense products take; who ``insists`` may give integers too.
+    """
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}"
     if _load.why_not:
@@ -34,7 +39,7 @@ def why_never(x: Tensor, weight: Tensor, groups: int) -> str:
         return f"groups={groups}"
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return f"weights of {weight.dtype}"
-    if x.is_floating_point() and x.dtype != weight.dtype:
+    if x.dtype != weight.dtype and (x.is_floating_point() or not insists):
         return f"an input of {x.dtype} for weights of {weight.dtype}"
     if x.shape[1] != weight.shape[1]:
         return f"{x.shape[1]} channels for weights of {weight.shape[1]}"
@@ -72,7 +77,7 @@ def limit(x: Tensor, weight: Tensor, positions: int, trains: bool, sums_weights:
 def is_promising(x: Tensor, below: float) -> bool:
     """From a few images, whether a look at all of ``x`` is worth its time."""
     some = x[:: max(1, len(x) // LOOKED_AT)]
-    return int(torch.count_nonzero(some)) < MISLED * below * some.numel()
+    return int(torch.count_nonzero(some)) < below * some.numel()
 
 
 class Choice:
@@ -85,23 +90,26 @@ class Choice:
     def __init__(self) -> None:
         self.by_events = False
         self.density: float | None = None
+        self.graded = False
         self.reason = "not called yet"
         self.seconds: dict[str, float] = {}
 
-    def decide(self, density: float, below: float) -> bool:
-        """Chooses for an input that is spikes."""
-        self.density = density
+    def decide(self, density: float, below: float, *, graded: bool) -> bool:
+        """Chooses for an input that is spikes, or ``graded`` ones: other values than 1."""
+        self.density, self.graded = density, graded
         self.by_events = density < below
         self.reason = (
             "event_driven is True"
             if below == math.inf
             else f"density {'below' if self.by_events else 'at least'} {below:.3f}"
         )
+        if graded:
+            self.reason += ", of graded spikes"
         return self.by_events
 
     def never(self, reason: str) -> None:
         """Dense, whatever the density."""
-        self.by_events, self.density, self.reason = False, None, reason
+        self.by_events, self.density, self.graded, self.reason = False, None, False, reason
 
     def timed(self, run: Callable[[], Tensor], by_events: bool) -> Tensor:
         """Runs the layer, and keeps how long that took."""

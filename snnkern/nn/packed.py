@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,15 +60,38 @@ class SpikeInput(nn.Module):
         return shown if self.spike_input is None else f"{shown}, spike_input={self.spike_input}"
 
 
+class Look(NamedTuple):
+    """What a layer keeps of its input, and how it multiplies."""
+
+    packed: Tensor | None = None  # bits: of spikes or, where these are graded, of all but zeros
+    graded: bool = False
+    by_events: bool = False
+
+    def density(self, x: Tensor) -> float:
+        """The share of ``x`` that are events."""
+        assert self.packed is not None
+        return events.density_of(self.packed, x.numel())
+
+    def convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    ) -> Tensor:
+        """The convolution of maps ``x`` by their events."""
+        assert self.packed is not None
+        return functional.convolve_packed(
+            x, self.packed, weight, bias, geometry, graded=self.graded
+        )
+
+
 class EventDriven(SpikeInput):
     """What convolutions and linear layers share: the choice how to multiply.
 
-    On the CPU, rows of the weight are summed where a sparse input is active, in less time than
-    dense products take. The layer measures the density of its input, where its weight learns of
-    all of it, since that is packed anyway, otherwise of a few images first, and goes by events
-    where it is low; ``snnkern.info(model)`` tells what was measured and chosen. What comes out is
-    then equal up to rounding, and channels last in memory. The weight stands a second time in
-    memory, in the order that events read.
+    On the CPU, rows of the weight are summed where a sparse input is not zero, in less time than
+    dense products take. Spikes are such an input, and so is what pooling or a sum makes of them.
+    The layer measures the density, of spikes for which its weight learns in all of them, since they
+    are packed anyway, otherwise in a few images first, and goes by events where it is low;
+    ``snnkern.info(model)`` tells what was measured and chosen. What comes out is then equal up to
+    rounding, and channels last in memory. The weight stands a second time in memory, in the order
+    that events read.
 
     Args:
         args, options: as the layer of torch takes them, and ``spike_input``.
@@ -99,42 +122,50 @@ class EventDriven(SpikeInput):
 
     def _look(
         self, x: Tensor, weight: Tensor, groups: int, positions: int, geometry: Geometry
-    ) -> tuple[Tensor | None, bool]:
-        """The bits of maps ``x`` where somebody needs them, and whether to go by events.
-
-        ``positions``: of the output, in all images.
-        """
+    ) -> Look:
+        """What of maps ``x`` somebody needs; ``positions``: of the output, in all images."""
         learns = torch.is_grad_enabled() and weight.requires_grad
         if not self._may_choose() or x.numel() == 0:
-            return self._pack(x) if learns else None, False
-        reason = events.why_never(x, weight, groups)
+            return Look(self._pack(x) if learns else None)
+        reason = events.why_never(x, weight, groups, insists=bool(self.event_driven))
         if self.event_driven:
             if reason:
                 raise ValueError(f"event_driven is True, which cannot be: {reason}")
-            packed: Tensor | None = functional.pack_spikes(x.detach())
-            assert packed is not None
+            look = self._events_of(x)
             if not torch.compiler.is_compiling():
-                self.choice.decide(events.density_of(packed, x.numel()), torch.inf)
-            return packed, True
+                self.choice.decide(look.density(x), torch.inf, graded=look.graded)
+            return look
         if not reason and positions * weight.numel() < events.LEAST_PRODUCTS:
             reason = f"fewer than {events.LEAST_PRODUCTS} products"
         if not reason and functional.maps_in_order(x) is not x:
             reason = "channels neither first nor last in memory"
         if reason:
             self.choice.never(reason)
-            return self._pack(x) if learns else None, False
+            return Look(self._pack(x) if learns else None)
         # The mode, not `learns`: a checkpoint's two passes are to choose alike.
         trains = self.training and weight.requires_grad
         below = events.limit(x, weight, positions, trains, sums_gradients_of_weights(geometry))
-        if not learns and not events.is_promising(x, below):
+        packed = self._pack(x) if learns else None
+        if packed is None and not events.is_promising(x, below):
             self.choice.never(f"density of some images not below {below:.3f}")
-            return None, False
-        packed = self._pack(x) if learns else functional.pack_if_spikes(x)
-        if packed is None:
-            self.choice.never("the input is not spikes")
-            return None, False
-        by_events = self.choice.decide(events.density_of(packed, x.numel()), below)
-        return packed if learns or by_events else None, by_events
+            return Look()
+        look = self._events_of(x) if packed is None else Look(packed, by_events=True)
+        if look.graded:
+            below *= events.GRADED
+        if self.choice.decide(look.density(x), below, graded=look.graded):
+            return look
+        return Look(packed)
+
+    def _events_of(self, x: Tensor) -> Look:
+        """The events of ``x``, whatever it is."""
+        packed = None
+        if self.spike_input:
+            packed = functional.pack_spikes(x.detach())
+        elif not torch.compiler.is_compiling():
+            packed = functional.pack_if_spikes(x)
+        if packed is not None:
+            return Look(packed, by_events=True)
+        return Look(functional.pack_nonzero(x), graded=True, by_events=True)
 
     def _run(self, layer: Callable[[], Tensor], by_events: bool) -> Tensor:
         return layer() if torch.compiler.is_compiling() else self.choice.timed(layer, by_events)
@@ -194,18 +225,18 @@ class Conv2d(EventDriven, nn.Conv2d):
         if self.event_driven:
             batch = functional.maps_in_order(batch)
         positions = self._positions(batch, padding)
-        packed, by_events = self._look(batch, weight, self.groups, positions, geometry)
+        look = self._look(batch, weight, self.groups, positions, geometry)
 
         def run() -> Tensor:
-            if by_events:
-                assert packed is not None
-                return functional.convolve_packed(batch, packed, weight, bias, geometry)
+            if look.by_events:
+                return look.convolve(batch, weight, bias, geometry)
+            packed = look.packed
             if packed is None and (weight.requires_grad or not records):
                 return F.conv2d(batch, weight, bias, *geometry, self.groups)
             dense: Tensor = PackedConv2d.apply(batch, packed, weight, bias, *geometry, self.groups)
             return dense
 
-        result = self._run(run, by_events)
+        result = self._run(run, look.by_events)
         return result if x.dim() == 4 else result.squeeze(0)
 
     def _positions(self, x: Tensor, padding: tuple[int, ...]) -> int:
@@ -246,19 +277,18 @@ class Linear(EventDriven, nn.Linear):
         if batch.is_contiguous() and batch.numel():
             maps = functional.features_as_maps(batch)
             positions = maps.shape[0] * maps.shape[2]
-        packed, by_events = self._look(maps, weight, 1, positions, POINT)
+        look = self._look(maps, weight, 1, positions, POINT)
 
         def run() -> Tensor:
-            if by_events:
-                assert packed is not None
-                out = functional.convolve_packed(maps, packed, weight, bias, POINT)
+            if look.by_events:
+                out = look.convolve(maps, weight, bias, POINT)
                 return functional.maps_as_features(out, batch.shape)
-            if packed is None:
+            if look.packed is None:
                 return F.linear(batch, weight, bias)
-            dense: Tensor = PackedLinear.apply(batch, packed, weight, bias)
+            dense: Tensor = PackedLinear.apply(batch, look.packed, weight, bias)
             return dense
 
-        result = self._run(run, by_events)
+        result = self._run(run, look.by_events)
         return result if x.dim() > 1 else result.squeeze(0)
 
 
