@@ -19,12 +19,15 @@ TIMES = 1.4
 
 @pytest.mark.parametrize("mode", list(IDEAL_BYTES))
 @pytest.mark.parametrize("place", ["beyond", "inside"])
-def test_norm_lif(place: str, mode: str, compare: Compare) -> None:
+@pytest.mark.parametrize("channels_are", ["first", "last"])
+def test_norm_lif(channels_are: str, place: str, mode: str, compare: Compare) -> None:
     shape = layer_shape(8, place)
     channels = shape[2]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).mul_(2).add_(1)
     grad_spikes = torch.randn(shape, generator=generator)
+    if channels_are == "last":
+        x, grad_spikes = (t.movedim(2, -1).contiguous().movedim(-1, 2) for t in (x, grad_spikes))
     weight = torch.rand(channels, generator=generator).add_(0.5)
     bias = torch.rand(channels, generator=generator)
     mean, var = torch.full((channels,), 1.0), torch.full((channels,), 4.0)
@@ -45,7 +48,7 @@ def test_norm_lif(place: str, mode: str, compare: Compare) -> None:
         return (spikes.detach(), *torch.autograd.grad(spikes, inputs, grad_spikes))
 
     compare(
-        f"norm_lif {list(shape)} {mode}",
+        f"norm_lif {list(shape)}{', channels last' if channels_are == 'last' else ''} {mode}",
         {
             "snnkern": lambda: run(fused()),
             "batch norm, snnkern's lif": lambda: run(norm_then(snnkern_lif)),
