@@ -26,8 +26,8 @@ from python_tests.helpers import (
     laid_out,
     random,
 )
-from snnkern import functional, reference
-from snnkern.functional import lif
+from snnkern import reference
+from snnkern.functional import backends, lif
 from snnkern.surrogate import ATan, Rate, SpikeTime, Surrogate
 
 # Called with unpacked and with wrong arguments, which mypy could not follow.
@@ -576,7 +576,7 @@ def test_the_search_finds_broken_lines(
     broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch)
-    monkeypatch.setattr(functional, "_overload", lambda *_: "reference")
+    monkeypatch.setattr(backends, "overload_for", lambda *_: "reference")
     cases = (
         {
             "leak": 0.9,
