@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,7 +138,18 @@ def relaxed(
 
 
 def relax_lif(
-    rows: Tensor, v_lower: Tensor, v_upper: Tensor, *neuron_and_slope: Any
+    rows: Tensor,
+    v_lower: Tensor,
+    v_upper: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    v_init: float,
+    reset: int,
+    v_reset: float,
+    strict: bool,
+    slope: int,
+    slopes: Tensor | None,
+    after: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """S-CROWN's step backward through fire and reset, over all time steps, for a stack of rows.
 
@@ -152,9 +163,10 @@ def relax_lif(
     below their weighted sum where it does so at the ends of its two affine pieces, whatever its
     slope. ``slope`` says which: that of the longer edge of the lower hull, of eq. 8 and 10 of Liang
     et al. 2022, ``slopes`` themselves, which are shaped like ``rows``, or between the edges of the
-    hull, with ``slopes`` as the share of the right one. Arguments are those of ``relaxed``.
+    hull, with ``slopes`` as the share of the right one.
     """
-    lines, bias = relaxed(rows, v_lower, v_upper, *neuron_and_slope)
+    neuron = (decay, threshold, v_init, reset, v_reset, strict)
+    lines, bias = relaxed(rows, v_lower, v_upper, *neuron, slope, slopes, after)
     return (
         empty_rows(rows, v_lower, rows.dtype).copy_(lines),
         empty_rows(rows[:, :1], v_lower, torch.float64)[:, 0].copy_(bias),
