@@ -9,7 +9,7 @@ from torch import Tensor
 
 from snnkern import reference
 from snnkern._layout import empty_steps
-from snnkern.autograd.engine import run
+from snnkern.autograd.engine import is_wanted, run
 from snnkern.autograd.lif_config import LIFConfig
 from snnkern.autograd.rate import rate_factor, through_rate
 from snnkern.autograd.rule import looked_at, rule_derivatives, through_own_steps
@@ -116,7 +116,7 @@ class NormLIFFunction(torch.autograd.Function):
             if grad_state is None and grad_current is None:
                 return (None,) * 13
             grad_spikes = x.new_zeros(()).expand(x.shape)
-        needs = ctx.needs_input_grad
+        needs = NormLIFFunction._asked(ctx)
         derivatives = None
         if config.rule is not None:
             given = (x, scale, shift, decay, threshold, synapse_decay, v_init, current_init)
@@ -166,6 +166,14 @@ class NormLIFFunction(torch.autograd.Function):
         )
 
     @staticmethod
+    def _asked(ctx: Any) -> list[bool]:
+        """Of which tensors that went in the backward that runs now wants gradients."""
+        asked = list(ctx.needs_input_grad)
+        for number in range(3, 8):  # weight, bias and what neurons learn
+            asked[number] = asked[number] and is_wanted(ctx, number)
+        return asked
+
+    @staticmethod
     def _through_norm(
         ctx: Any,
         grad: Tensor,
@@ -193,13 +201,13 @@ class NormLIFFunction(torch.autograd.Function):
         ctx: Any, grad: Tensor, x: Any, mean: Tensor, inverse: Tensor, scale: Tensor
     ) -> tuple[Tensor | None, ...]:
         """From a gradient of what the neurons see that is held over time, if it may be."""
-        needs = ctx.needs_input_grad
+        needs = NormLIFFunction._asked(ctx)
         channel = [1, -1, *(1,) * (grad.dim() - 3)]
         others = [0, *range(2, grad.dim() - 1)]
         total = dot = scale.new_zeros(scale.shape)
         if ctx.norm.samples > 0 or needs[3] or needs[4]:
             total = sum_over_time(grad).to(scale.dtype).sum(others)
-        if x is not None:
+        if ctx.norm.samples > 0 or needs[3]:
             deviation = x - mean.view(channel)
             product = grad[0] * deviation.sum(0) if is_constant(grad) else (grad * deviation).sum(0)
             dot = product.to(scale.dtype).sum(others)
