@@ -1,5 +1,5 @@
 // The ops of a layer for any device: checks that protect memory, allocation, and the kernels'
-// arguments. What a caller may pass is decided in snnkern/functional.py; nothing is decided twice
+// arguments. What a caller may pass is decided in snnkern/functional; nothing is decided twice
 // here.
 //
 // A Device is made for the tensor that an op is called with and runs the kernels:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from python_tests import cuda_on_host
 from python_tests.helpers import EVERY_BACKEND, GPU_BACKENDS, ON_HOST
-from snnkern import functional
+from snnkern.functional import backends
 
 # The same examples every time: what is compared, and how much of it, is part of the contract.
 hypothesis.settings.register_profile(
@@ -28,7 +28,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _cuda_on_host() -> Iterator[None]:
     """backend="cuda_on_host": the CUDA kernels for tensors on the CPU."""
-    overload = functional._overload
+    overload = backends.overload_for
 
     def with_cuda_on_host(backend: str | None, x: Tensor) -> str:
         if backend not in ON_HOST:
@@ -37,7 +37,7 @@ def _cuda_on_host() -> Iterator[None]:
         return cuda_on_host.OVERLOAD
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional, "_overload", with_cuda_on_host)
+        patch.setattr(backends, "overload_for", with_cuda_on_host)
         yield
 
 

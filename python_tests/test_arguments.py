@@ -12,7 +12,7 @@ from torch import Tensor
 
 from python_tests.helpers import RUNNABLE, lif, random
 from snnkern import LIF, _load, functional
-from snnkern.functional import Backend
+from snnkern.functional import Backend, checks
 from snnkern.surrogate import Triangle
 
 NAN, INF = math.nan, math.inf
@@ -265,16 +265,16 @@ def test_a_float64_layer_takes_float64_parameters(backend: Backend) -> None:
 
 def test_on_a_gpu_a_tensor_is_looked_at_once_per_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look waits for the device; here the CPU stands in for one."""
-    monkeypatch.setattr(functional, "waits_for_device", lambda value: True)
+    monkeypatch.setattr(checks, "waits_for_device", lambda value: True)
     looks: list[str] = []
-    check = functional.check_parameter
+    check = checks.check_parameter
 
     def look(name: str, value: float | Tensor) -> None:
         if isinstance(value, Tensor):
             looks.append(name)
         check(name, value)
 
-    monkeypatch.setattr(functional, "check_parameter", look)
+    monkeypatch.setattr(checks, "check_parameter", look)
     x, threshold = torch.ones(2, 3, 4), torch.ones(4)
     for _ in range(3):
         functional.lif(x, 0.5, threshold)

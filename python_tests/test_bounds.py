@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -25,14 +26,16 @@ from python_tests.helpers import (
     laid_out,
     random,
 )
-from snnkern import functional, reference
-from snnkern.functional import lif
+from snnkern import reference
+from snnkern.functional import backends, lif
 from snnkern.surrogate import ATan, Rate, SpikeTime, Surrogate
 
 # Called with unpacked and with wrong arguments, which mypy could not follow.
 interval_lif: Any = helpers.interval_lif
 relax_lif: Any = helpers.relax_lif
 DTYPES = (torch.float32, torch.float64)
+# The file, whose name in the package is that of the function.
+in_reference = importlib.import_module("snnkern.reference.relax_lif")
 
 
 def box(
@@ -542,29 +545,30 @@ def test_gradients_of_lines_of_the_kernels_are_those_of_the_reference(
 
 
 def forget_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = reference._lesser
-    monkeypatch.setattr(reference, "_lesser", lambda a, b: torch.where(right(a, b) == b, a, a))
+    right = in_reference.lesser
+    monkeypatch.setattr(in_reference, "lesser", lambda a, b: torch.where(right(a, b) == b, a, a))
 
 
 def forget_the_slack(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = reference.relaxed
+    right = in_reference.relaxed
 
     def relaxed(rows: Tensor, low: Tensor, high: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         lines, bias = right(rows, low, high, *rest)
         return lines, bias + 2.0**-20 * (lines.abs() * (1 + high.abs() + low.abs())).sum(1)
 
-    monkeypatch.setattr(reference, "relaxed", relaxed)
+    monkeypatch.setattr(in_reference, "relaxed", relaxed)
 
 
 def forget_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = reference.relaxed
+    right = in_reference.relaxed
 
     def relaxed(
         rows: Tensor, low: Tensor, high: Tensor, leak: Tensor, *rest: Any
     ) -> tuple[Tensor, Tensor]:
-        return right(rows, low, high, torch.zeros_like(leak), *rest)
+        found: tuple[Tensor, Tensor] = right(rows, low, high, torch.zeros_like(leak), *rest)
+        return found
 
-    monkeypatch.setattr(reference, "relaxed", relaxed)
+    monkeypatch.setattr(in_reference, "relaxed", relaxed)
 
 
 @pytest.mark.parametrize("broken", [forget_an_end, forget_the_slack, forget_the_next_step])
@@ -572,7 +576,7 @@ def test_the_search_finds_broken_lines(
     broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch)
-    monkeypatch.setattr(functional, "_overload", lambda *_: "reference")
+    monkeypatch.setattr(backends, "overload_for", lambda *_: "reference")
     cases = (
         {
             "leak": 0.9,

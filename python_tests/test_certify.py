@@ -35,6 +35,8 @@ from snnkern.reference import Interval
 from snnkern.surrogate import ATan
 
 CLASSES = 3
+# The file with the loop over time of the bounds.
+in_reference = importlib.import_module("snnkern.reference.interval_lif")
 
 
 @dataclass(frozen=True)
@@ -406,12 +408,12 @@ def break_the_carried(
     broken: Callable[[reference.Neuron, Interval, Interval], Interval],
 ) -> None:
     """Bounds by the reference, which carries ``broken(neuron, v, the right state)``."""
-    right = reference.carry_interval
+    right = in_reference.carry_interval
 
     def carried(neuron: reference.Neuron, v: Interval) -> Interval:
         return broken(neuron, v, right(neuron, v))
 
-    monkeypatch.setattr(reference, "carry_interval", carried)
+    monkeypatch.setattr(in_reference, "carry_interval", carried)
     monkeypatch.setattr(first, "fits", lambda neuron, box: False)
     monkeypatch.setattr(
         ibp, "functional", SimpleNamespace(interval_lif=partial(interval_lif, backend="reference"))

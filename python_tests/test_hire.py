@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from python_tests.helpers import assert_same_bits, assert_within, golden
 from python_tests.networks import hire_net, tiny_net
-from snnkern import LIF, NormLIF, functional
+from snnkern import LIF, NormLIF
+from snnkern.functional import checks
 from snnkern.models import SpikingNetwork
 from snnkern.nn import TimeDistributed
 from snnkern.nn import neuron as neuron_module
@@ -73,7 +74,7 @@ def assert_same_weights(model: nn.Module, other: nn.Module, allowed: float = 1e-
 def _leaks_above_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The papers' code has no bound on leaks; here they act at 1 at most."""
     monkeypatch.setitem(neuron_module.BOUNDS, "leak", (0.0, torch.inf))
-    monkeypatch.setattr(functional, "check_parameter", lambda name, value: None)
+    monkeypatch.setattr(checks, "check_parameter", lambda name, value: None)
 
 
 @pytest.mark.usefixtures("_leaks_above_one")

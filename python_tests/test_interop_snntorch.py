@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from python_tests.helpers import need
 from python_tests.twins import assert_same_calls, assert_same_state_dict, lift, twins
-from snnkern import functional
+from snnkern.functional import checks
 from snnkern.interop import accelerate, restore
 
 snn = need("snntorch")
@@ -250,8 +250,8 @@ def test_half_inputs() -> None:
 def test_a_gpu_is_asked_for_values_once_per_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look at values waits for it. Here the CPU plays its part."""
     seen: list[str] = []
-    monkeypatch.setattr(functional, "waits_for_device", lambda value: True)
-    monkeypatch.setattr(functional, "check_parameter", lambda name, value: seen.append(name))
+    monkeypatch.setattr(checks, "waits_for_device", lambda value: True)
+    monkeypatch.setattr(checks, "check_parameter", lambda name, value: seen.append(name))
     neuron: Any = snn.Synaptic(0.8, 0.9, init_hidden=True, **LEARNT)
     accelerate(neuron)
     for _ in range(2):

@@ -27,6 +27,9 @@ from python_tests.helpers import (
     random,
     raw_neuron,
 )
+from snnkern.autograd import norm_lif as norm_lif_functions
+from snnkern.autograd.engine import run
+from snnkern.autograd.time import sum_over_time
 from snnkern.functional import Backend
 from snnkern.surrogate import ATan, Rate, Sigmoid, Surrogate, Triangle
 
@@ -197,6 +200,64 @@ def test_only_the_input_is_saved() -> None:
         layer(x)
     large = [t for t in saved if t.numel() > 16]
     assert [t.data_ptr() for t in large] == [x.data_ptr()]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("surrogate", [ATan(), Rate()])
+def test_who_asks_for_the_input_alone_gets_its_gradient_without_those_of_parameters(
+    surrogate: Surrogate, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+
+    def watched_run(op: Any, *arguments: Any) -> Any:
+        if op is torch.ops.snnkern.norm_lif_backward.default:
+            done.append(arguments[-2:])  # gradients of the neurons' parameters, sums per channel
+        return run(op, *arguments)
+
+    def watched_sum(steps: Tensor) -> Tensor:
+        done.append("sums")
+        return sum_over_time(steps)
+
+    monkeypatch.setattr(norm_lif_functions, "run", watched_run)
+    monkeypatch.setattr(norm_lif_functions, "sum_over_time", watched_sum)
+    x = random(5, 2, 3, 4, 4).requires_grad_()
+    leaves = [torch.full((3,), value).requires_grad_() for value in (1.5, 0.2, 0.5, 0.8)]
+    weight, bias, leak, threshold = (1 * leaf for leaf in leaves)  # of leaves it is not known
+    spikes = norm_lif(
+        x,
+        torch.zeros(3),
+        torch.ones(3),
+        weight,
+        bias,
+        training=training,
+        leak=leak,
+        threshold=threshold,
+        surrogate=surrogate,
+    )
+    total = (random(5, 2, 3, 4, 4, seed=1) * spikes).sum()
+
+    def gradients(*wanted: Tensor) -> tuple[tuple[Tensor, ...], list[Any]]:
+        done.clear()
+        found = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
+        return found, list(done)
+
+    together, with_all = gradients(x, *leaves)
+    (alone,), with_x = gradients(x)
+    of_affine, with_affine = gradients(x, *leaves[:2])
+    (of_threshold,), with_threshold = gradients(leaves[3])
+    assert torch.equal(alone, together[0])
+    for actual, expected in zip(of_affine, together, strict=False):
+        assert torch.equal(actual, expected)
+    if isinstance(surrogate, Rate):
+        assert with_all == with_affine == ["sums"]
+        assert with_x == with_threshold == ["sums"] * training
+        assert of_threshold is together[4] is None
+    else:
+        assert with_all == [(True, True)]
+        assert with_x == [(False, training)]
+        assert with_affine == [(False, True)]
+        assert with_threshold == [(True, training)]
+        assert torch.equal(of_threshold, together[4])
 
 
 def test_the_layer_is_batch_norm_and_lif() -> None:

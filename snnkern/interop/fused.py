@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snnkern import functional
+from snnkern.functional import checks
 from snnkern.nn.gradient import GradientMode
 from snnkern.surrogate import Deferred, NotPointwise, Rate, Surrogate
 
@@ -170,7 +171,7 @@ def number(value: float | Tensor) -> float:
     if torch.compiler.is_compiling():
         traced: float = _as_traced(value)
         return traced
-    if not functional.waits_for_device(value):
+    if not checks.waits_for_device(value):
         return float(value.item())
     known = _numbers.get(value)
     if known is None or known[0] != value._version:
@@ -225,7 +226,7 @@ def spread(name: str, value: Tensor, shape: torch.Size) -> Tensor:
     looked at when they changed, not whenever there is a new view of them.
     """
     view = value.reshape(()) if value.numel() == 1 else value.expand(shape[1:])
-    if torch.compiler.is_compiling() or not functional.waits_for_device(value):
+    if torch.compiler.is_compiling() or not checks.waits_for_device(value):
         return view
-    functional.check_values(name, value)
+    checks.check_values(name, value)
     return bounded(view)
