@@ -14,6 +14,9 @@
 namespace snnkern::cpu {
 namespace {
 
+// Of what describes a kernel, so that no product of two overflows.
+constexpr int64_t kMost = int64_t{1} << 30;
+
 // Of spikes [N, C, H, W] of this size and these strides as bits, and a kernel [height, width].
 SpikeConv spike_conv_of(const Tensor& packed, const std::vector<int64_t>& size,
                         const std::vector<int64_t>& strides, const std::vector<int64_t>& kernel,
@@ -28,6 +31,8 @@ SpikeConv spike_conv_of(const Tensor& packed, const std::vector<int64_t>& size,
   const auto axis = [&](std::size_t d) {
     STD_TORCH_CHECK(pool[d] > 0 && size[d + 2] % pool[d] == 0,
                     "snnkern: a pool that does not divide the maps");
+    STD_TORCH_CHECK(std::max({kernel[d], stride[d], padding[d], dilation[d]}) < kMost,
+                    "snnkern: a kernel, stride, padding or dilation beyond all maps");
     const int64_t in = size[d + 2] / pool[d], reach = dilation[d] * (kernel[d] - 1) + 1;
     STD_TORCH_CHECK(kernel[d] > 0 && stride[d] > 0 && padding[d] >= 0 && dilation[d] > 0 &&
                         in + 2 * padding[d] >= reach,
@@ -47,8 +52,8 @@ SpikeConv spike_conv_of(const Tensor& packed, const std::vector<int64_t>& size,
                     channels_last, block,   pool[0],      pool[1]};
   STD_TORCH_CHECK(channels_last || (pool[0] == 1 && pool[1] == 1),
                   "snnkern: what is pooled lies channels last");
-  STD_TORCH_CHECK(block > 0 && block % kRowUnit == 0, "snnkern: block is no multiple of ",
-                  kRowUnit);
+  STD_TORCH_CHECK(block > 0 && block % kRowUnit == 0 && block < kMost,
+                  "snnkern: block is no multiple of ", kRowUnit, ", or too large a one");
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
                       packed.dim() == 2 && packed.size(0) == p.images &&
                       packed.size(1) == p.bytes(),

@@ -33,13 +33,12 @@ class Steps(NamedTuple):
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=like.device)
 
 
-def refuse_second_derivative(layer: str) -> None:
-    """Raises where a second derivative of a layer is asked for."""
+def refuse_second_derivative(what: str, instead: str = "spike_input=False makes") -> None:
+    """Raises where a second derivative is asked for."""
     # Grad mode is on in backward where create_graph asks for it, and while a compiler traces.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise NotImplementedError(
-            f"asked for a second derivative of snnkern.nn.{layer}, which keeps its input as bits; "
-            "spike_input=False makes it the layer of torch"
+            f"asked for a second derivative of {what}; {instead} it the layer of torch"
         )
 
 
@@ -72,7 +71,7 @@ class PackedConv2d(torch.autograd.Function):
         """Gradients of ``x``, weight and bias."""
         packed, weight = ctx.saved_tensors
         if packed is not None:
-            refuse_second_derivative("Conv2d")
+            refuse_second_derivative("snnkern.nn.Conv2d, which keeps its input as bits")
         (grad,) = grads
         of_x, _, of_weight, of_bias, *_ = ctx.needs_input_grad
         stride, padding, dilation, groups = ctx.options
@@ -105,7 +104,7 @@ class PackedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of ``x``, weight and bias."""
-        refuse_second_derivative("Linear")
+        refuse_second_derivative("snnkern.nn.Linear, which keeps its input as bits")
         packed, weight = ctx.saved_tensors
         of_x, _, of_weight, of_bias = ctx.needs_input_grad
         grad = grads[0].reshape(-1, weight.shape[0])
@@ -135,7 +134,7 @@ class PackedMaxPool2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of ``x``."""
-        refuse_second_derivative("MaxPool2d")
+        refuse_second_derivative("snnkern.nn.MaxPool2d, which keeps its input as bits")
         (packed,) = ctx.saved_tensors
         x = ctx.steps.unpack(packed)
         _, indices = torch.ops.aten.max_pool2d_with_indices(x, *ctx.options)

@@ -71,7 +71,9 @@ class SpikeConv2d(torch.autograd.Function):
         """Gradients of ``x``, weight and bias."""
         packed, x, weight = ctx.saved_tensors
         if packed is not None:
-            refuse_second_derivative("Conv2d")
+            refuse_second_derivative(
+                "a layer that goes by events", "event_driven=False and spike_input=False make"
+            )
         (grad,) = grads
         of_x, _, _, _, of_weight, of_bias, *_ = ctx.needs_input_grad
         stride, padding, dilation = ctx.geometry

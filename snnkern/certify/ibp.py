@@ -99,10 +99,23 @@ def affine(box: Interval, its: Affine) -> Interval:
     return Interval(middle - spread, middle + spread)
 
 
+def _check_finite(module: nn.Linear | nn.Conv2d) -> None:
+    for name, values in (("weight", module.weight), ("bias", module.bias)):
+        if values is not None and not bool(values.isfinite().all()):
+            raise ValueError(
+                f"model holds a {type(module).__name__} whose {name} has a value that is not "
+                "finite, expected finite ones"
+            )
+
+
+# Bounds are no spikes: they are multiplied densely, whatever a layer of this package would choose.
+
+
 def linear(module: nn.Linear) -> Affine:
     """A linear layer."""
+    _check_finite(module)
     return Affine(
-        module,
+        lambda t: F.linear(t, module.weight, module.bias),
         lambda t: F.linear(t, module.weight.abs()),
         0.0 if module.bias is None else module.bias.abs(),
         module.in_features + 1,
@@ -113,6 +126,7 @@ def linear(module: nn.Linear) -> Affine:
 
 def conv(module: nn.Conv2d) -> Affine:
     """A convolution."""
+    _check_finite(module)
     geometry = (module.stride, module.padding, module.dilation, module.groups)
     plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
@@ -125,9 +139,13 @@ def conv(module: nn.Conv2d) -> Affine:
         found: tuple[Tensor, Tensor] = run(weights, module.weight, module.bias, shape, geometry)
         return found
 
+    def densely(t: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = nn.Conv2d._conv_forward(module, t, weight, bias)
+        return y
+
     return Affine(
-        module,
-        lambda t: module._conv_forward(t, module.weight.abs(), None),
+        lambda t: densely(t, module.weight, module.bias),
+        lambda t: densely(t, module.weight.abs(), None),
         0.0 if module.bias is None else module.bias.abs()[:, None, None],
         module.weight[0].numel() + 1,
         # With "reflect" and the like an input may stand in for several of the padding.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from snnkern import _load
 EVENT_COST, IDLE_COST, INPUT_COST, ROW_COST = 1.1, 0.12, 40.0, 100.0
 # Events whose values are read and multiplied by pay up to this share of the density.
 GRADED = 0.85
+# How many dense products of bfloat16 go in the time of one of float32, on CPUs that have them.
+FASTER = {torch.float32: 1.0, torch.bfloat16: 3.0}
 # Of the dense time, events have to promise less than this.
 WORTH = 0.85
 # Dense products that are nearly over before anything has been looked at.
@@ -33,6 +36,8 @@ def why_never(x: Tensor, weight: Tensor, groups: int, *, insists: bool) -> str:
     """
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}"
+    if is_transformed():
+        return "a transform of torch.func"
     if _load.why_not:
         return _load.why_not
     if groups != 1:
@@ -46,18 +51,25 @@ def why_never(x: Tensor, weight: Tensor, groups: int, *, insists: bool) -> str:
     return ""
 
 
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is under way, which no Function of ours knows."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def is_watched() -> bool:
     """Whether somebody looks at the ops or at values that stand for others: no time to choose."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or is_transformed()
     )
 
 
 def share(density: float, channels: int) -> float:
-    """The time of sums by events over that of dense products."""
+    """The time of sums by events over that of dense products of float32."""
     return EVENT_COST * density + IDLE_COST * (-(-channels // 64) * 64 / channels)
 
 
@@ -71,13 +83,22 @@ def limit(x: Tensor, weight: Tensor, positions: int, trains: bool, sums_weights:
     if trains:
         cost += ROW_COST * weight.numel()
         products *= 2 if sums_weights else 1
-    return max(0.0, (WORTH - share(0.0, x.shape[1]) - cost / products) / EVENT_COST)
+    left = WORTH / FASTER[weight.dtype] - share(0.0, x.shape[1]) - cost / products
+    return max(0.0, left / EVENT_COST)
 
 
-def is_promising(x: Tensor, below: float) -> bool:
-    """From a few images, whether a look at all of ``x`` is worth its time."""
-    some = x[:: max(1, len(x) // LOOKED_AT)]
-    return int(torch.count_nonzero(some)) < below * some.numel()
+class Sample(NamedTuple):
+    """What a few images say of all."""
+
+    density: float
+    graded: bool
+
+    @classmethod
+    def of(cls, x: Tensor) -> Sample:
+        """Of ``[N, C, H, W]``."""
+        some = x[:: max(1, len(x) // LOOKED_AT)]
+        events = int(torch.count_nonzero(some))
+        return cls(events / some.numel(), events != int(torch.count_nonzero(some == 1)))
 
 
 class Choice:
@@ -94,14 +115,14 @@ class Choice:
         self.reason = "not called yet"
         self.seconds: dict[str, float] = {}
 
-    def decide(self, density: float, below: float, *, graded: bool) -> bool:
+    def decide(self, density: float, below: float, *, graded: bool, what: str = "density") -> bool:
         """Chooses for an input that is spikes, or ``graded`` ones: other values than 1."""
         self.density, self.graded = density, graded
         self.by_events = density < below
         self.reason = (
             "event_driven is True"
             if below == math.inf
-            else f"density {'below' if self.by_events else 'at least'} {below:.3f}"
+            else f"{what} {'below' if self.by_events else 'at least'} {below:.3f}"
         )
         if graded:
             self.reason += ", of graded spikes"

@@ -46,7 +46,7 @@ class SpikeInput(nn.Module):
 
     def _pack(self, x: Tensor) -> Tensor | None:
         """The bits of ``x``, None where it is to be kept as it is."""
-        if self.spike_input is False or x.numel() == 0:
+        if self.spike_input is False or x.numel() == 0 or events.is_transformed():
             return None
         if self.spike_input:
             return functional.pack_spikes(x.detach())
@@ -87,16 +87,18 @@ class EventDriven(SpikeInput):
 
     On the CPU, rows of the weight are summed where a sparse input is not zero, in less time than
     dense products take. Spikes are such an input, and so is what pooling or a sum makes of them.
-    The layer measures the density, of spikes for which its weight learns in all of them, since they
-    are packed anyway, otherwise in a few images first, and goes by events where it is low;
-    ``snnkern.info(model)`` tells what was measured and chosen. What comes out is then equal up to
-    rounding, and channels last in memory. The weight stands a second time in memory, in the order
-    that events read.
+    The layer measures the density, in a few images first and where it is low there in all of them,
+    and goes by events where that pays; ``snnkern.info(model)`` tells what was measured and chosen.
+    What comes out is then equal up to rounding, for weights and inputs that are finite, and
+    channels last in memory. The weight stands a second time in memory, in the order that events
+    read. For backward what is not spikes is kept as it is, its events beside it as bits.
+
 
     Args:
         args, options: as the layer of torch takes them, and ``spike_input``.
         event_driven: None chooses. True insists: what cannot go by events raises a ValueError.
-            False never does. Under torch.compile, which cannot look at values, None is like False.
+            False never does. Under torch.compile, which cannot look at values, and in transforms of
+            torch.func None is like False.
     """
 
     weight: Tensor
@@ -110,7 +112,8 @@ class EventDriven(SpikeInput):
             )
         if event_driven and self.spike_input is False:
             raise ValueError(
-                "event_driven is True and spike_input is False, expected spikes as input"
+                "event_driven is True and spike_input is False, which makes it the layer of torch, "
+                "expected one of them to be None"
             )
         self.event_driven = event_driven
         self.choice = events.Choice()
@@ -131,8 +134,12 @@ class EventDriven(SpikeInput):
         if self.event_driven:
             if reason:
                 raise ValueError(f"event_driven is True, which cannot be: {reason}")
-            look = self._events_of(x)
-            if not torch.compiler.is_compiling():
+            compiles = torch.compiler.is_compiling()
+            if self.spike_input:
+                look = Look(functional.pack_spikes(x.detach()), by_events=True)
+            else:
+                look = self._events_of(x, may_be_spikes=not compiles)
+            if not compiles:
                 self.choice.decide(look.density(x), torch.inf, graded=look.graded)
             return look
         if not reason and positions * weight.numel() < events.LEAST_PRODUCTS:
@@ -146,23 +153,25 @@ class EventDriven(SpikeInput):
         trains = self.training and weight.requires_grad
         below = events.limit(x, weight, positions, trains, sums_gradients_of_weights(geometry))
         packed = self._pack(x) if learns else None
-        if packed is None and not events.is_promising(x, below):
-            self.choice.never(f"density of some images not below {below:.3f}")
-            return Look()
-        look = self._events_of(x) if packed is None else Look(packed, by_events=True)
-        if look.graded:
-            below *= events.GRADED
-        if self.choice.decide(look.density(x), below, graded=look.graded):
+        some = events.Sample.of(x)
+        limit = below * events.GRADED if some.graded else below
+        if some.density >= limit:
+            self.choice.decide(
+                some.density, limit, graded=some.graded, what="density of some images"
+            )
+            return Look(packed)
+        if packed is not None:
+            look = Look(packed, by_events=True)
+        else:
+            look = self._events_of(x, may_be_spikes=not some.graded)
+        limit = below * events.GRADED if look.graded else below
+        if self.choice.decide(look.density(x), limit, graded=look.graded):
             return look
         return Look(packed)
 
-    def _events_of(self, x: Tensor) -> Look:
+    def _events_of(self, x: Tensor, *, may_be_spikes: bool) -> Look:
         """The events of ``x``, whatever it is."""
-        packed = None
-        if self.spike_input:
-            packed = functional.pack_spikes(x.detach())
-        elif not torch.compiler.is_compiling():
-            packed = functional.pack_if_spikes(x)
+        packed = functional.pack_if_spikes(x) if may_be_spikes else None
         if packed is not None:
             return Look(packed, by_events=True)
         return Look(functional.pack_nonzero(x), graded=True, by_events=True)
@@ -197,7 +206,8 @@ class Conv2d(EventDriven, nn.Conv2d):
     and so are parameters and state_dict.
     Where the weight wants a gradient and the input is spikes, they are kept for backward as bits,
     1/32 of float32; where it wants none, nothing of the input is kept. What was padded by other
-    than zeros is kept padded. Second derivatives are refused where bits were kept.
+    than zeros is kept padded. Second derivatives are refused where bits were kept or events were
+    summed.
 
     Args:
         args, options: as ``torch.nn.Conv2d`` takes them.
@@ -231,7 +241,7 @@ class Conv2d(EventDriven, nn.Conv2d):
             if look.by_events:
                 return look.convolve(batch, weight, bias, geometry)
             packed = look.packed
-            if packed is None and (weight.requires_grad or not records):
+            if packed is None and (weight.requires_grad or not records or events.is_transformed()):
                 return F.conv2d(batch, weight, bias, *geometry, self.groups)
             dense: Tensor = PackedConv2d.apply(batch, packed, weight, bias, *geometry, self.groups)
             return dense
@@ -256,7 +266,7 @@ class Linear(EventDriven, nn.Linear):
     Output and gradients are those of ``torch.nn.Linear``, where it goes by events up to rounding,
     and so are parameters and state_dict.
     Spikes are kept for the gradient of the weight as bits, 1/32 of float32. Second derivatives are
-    refused where they were.
+    refused where they were, or events were summed.
 
     Args:
         args, options: as ``torch.nn.Linear`` takes them.
@@ -266,10 +276,13 @@ class Linear(EventDriven, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, ..., features] -> [N, ..., K]``."""
-        learns = torch.is_grad_enabled() and self.weight.requires_grad
-        if self.spike_input is False or not (learns or self._may_choose()):
+        if self.spike_input is False:
             return super().forward(input)
-        x, weight, bias = _autocast(input, self.weight, self.bias)
+        weight = self.weight  # read once: a parametrization makes it anew
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        if not (learns or self._may_choose()):
+            return F.linear(input, weight, self.bias)
+        x, weight, bias = _autocast(input, weight, self.bias)
         batch = x if x.dim() > 1 else x.unsqueeze(0)
         if self.event_driven:
             batch = batch.contiguous()
@@ -332,6 +345,8 @@ class AvgPool2d(nn.AvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, C, H, W] -> [N, C, H', W']``."""
+        if events.is_transformed():
+            return super().forward(input)
         result: Tensor = AvgPool2dFunction.apply(
             input,
             self.kernel_size,
