@@ -20,6 +20,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from snnkern._intervals import wilson
+from snnkern._table import eps_text, interval, percent
 from snnkern.report import (
     Curve,
     Energy,
@@ -46,7 +47,6 @@ from snnkern.report.figures import (
     training,
 )
 from snnkern.report.page import summary
-from snnkern.report.table import eps_text, interval, percent
 
 DIGITS = {
     3: "00ffff00 0f0000f0 000000f0 000fff00 000000f0 000000f0 0f0000f0 00ffff00",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from snnkern._checks import check_images
 from snnkern._intervals import wilson
+from snnkern._table import MISSING, Cell, Table, eps_text, share_cell
 from snnkern.attacks.attack import Attack
 from snnkern.attacks.chance import follow
 from snnkern.attacks.losses import decide
@@ -36,7 +37,6 @@ from snnkern.surrogate import Surrogate
 
 if TYPE_CHECKING:
     from snnkern.attacks.checks import Check
-    from snnkern.report.table import Table
 
 CLEAN = "clean"
 
@@ -125,8 +125,6 @@ class Evaluation:
             about: more of RobustBench's keys: ``name``, ``authors``, ``link``, ``dataset``,
                 ``venue``, ``reported``, ``footnote``, ``additional_data``.
         """
-        from snnkern.report.table import eps_text
-
         sizes = set(self.eps.values())
         count, low_high = len(self.labels), wilson(self.worst_case_accuracy(), len(self.labels))
         certified = {name: _share(mask) for name, mask in self.certified().items()}
@@ -180,12 +178,10 @@ class Evaluation:
 
     def table(self) -> Table:
         """One row per attack, then the worst case and what is certified."""
-        from snnkern.report.table import MISSING, Cell, Table, interval, percent
-
         count = len(self.labels)
 
         def row(name: str, right: Tensor, of: str | None = None) -> tuple[Cell, ...]:
-            cells = [Cell(name), Cell(percent(_share(right)), interval(_share(right), count))]
+            cells = [Cell(name), share_cell(_share(right), count)]
             for values, form in (
                 (self.spikes_per_image, "{:,.0f}"),
                 ({key: value / 1000 for key, value in self.energy.items()}, "{:,.3g}"),
@@ -208,7 +204,6 @@ class Evaluation:
 
     def check_table(self) -> Table:
         """One row per check."""
-        from snnkern.report.table import Cell, Table
 
         def row(check: Check) -> tuple[Cell, ...]:
             figures = (f"{check.figure:.3g}", f"{check.bound} {check.threshold:.3g}")

@@ -30,8 +30,8 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from snnkern._table import MISSING, Cell, Table, eps_text, percent, share_cell
 from snnkern.report.study import Curve, CurveKind, Layer, NetworkResult, Sample, Score, Study
-from snnkern.report.table import MISSING, Cell, Table, eps_text, interval, percent, score_cell
 
 _SERIES = 6
 _COLOURS = (
@@ -253,10 +253,7 @@ def members(study: Study) -> Drawing | None:
     table = Table(
         "Share of images that stay right under each member alone, in %, 95 % Wilson interval",
         (Cell("member"), *(Cell(n.name, f"ε = {_sizes(n.members)}") for n in networks)),
-        tuple(
-            (Cell(name), *(score_cell(scores.get(name), show_count=False) for scores in grid))
-            for name in names
-        ),
+        tuple((Cell(name), *(_member_cell(scores.get(name)) for scores in grid)) for name in names),
     )
     caption = (
         "Share of test images, in %, that stay right when the attack differentiates the neurons by "
@@ -634,7 +631,11 @@ def _curve_cell(curve: Curve, eps: float) -> Cell:
     if eps not in curve.eps:
         return Cell(MISSING)
     value = curve.value[curve.eps.index(eps)]
-    return Cell(percent(value), interval(value, curve.count))
+    return share_cell(value, curve.count)
+
+
+def _member_cell(score: Score | None) -> Cell:
+    return Cell(MISSING) if score is None else share_cell(score.value, score.count)
 
 
 def _tested(network: NetworkResult) -> list[tuple[int, float]]:

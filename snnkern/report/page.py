@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from snnkern._files import write_atomically
+from snnkern._table import MISSING, Cell, Table, eps_text, markdown_text, share_cell
 from snnkern.report.study import NetworkResult, Sample, Score, Study
-from snnkern.report.table import MISSING, Cell, Table, eps_text, markdown_text, score_cell
 
 
 def write_report(study: Study, folder: str | os.PathLike[str]) -> Path:
@@ -63,7 +63,12 @@ def summary(study: Study) -> Table:
         rows.append(
             (
                 Cell(network.name, network.method),
-                *(score_cell(score, show_count=show_count) for score in shares),
+                *(
+                    share_cell(score.value, score.count, show_count=show_count)
+                    if score is not None
+                    else Cell(MISSING)
+                    for score in shares
+                ),
                 *(
                     Cell(MISSING if (value := values[number]) is None else form.format(value))
                     for _, values, form in lasts

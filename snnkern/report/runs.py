@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from snnkern._checks import check_int
 from snnkern._info import machine
+from snnkern._table import eps_text
 from snnkern._version import __version__
 from snnkern.attacks import PGD, SpikeFlip
 from snnkern.data import loader
@@ -23,7 +24,6 @@ from snnkern.models import SpikingNetwork
 from snnkern.nn import Events
 from snnkern.report.network import Shown, show
 from snnkern.report.study import Curve, CurveKind, Epoch, NetworkResult, Score, Study
-from snnkern.report.table import eps_text
 from snnkern.training.attack import (
     DRAWS,
     MEMBERS,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from snnkern._checks import check_int
 from snnkern._files import write_atomically
+from snnkern._table import eps_text
 from snnkern.attacks import (
     APGD,
     FGSM,
@@ -35,7 +36,6 @@ from snnkern.certify.bounds import Method
 from snnkern.data import Samples, loader
 from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding
-from snnkern.report.table import eps_text
 from snnkern.training.ranks import Ranks, usable_device
 from snnkern.training.start import Own, Trained, threads, trained
 
