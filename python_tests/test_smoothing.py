@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from python_tests.helpers import need
 from snnkern.certify.smoothing import ABSTAINED, smooth
 from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import MeanReadout, RateCoding, TimeDistributed
 
-pytest.importorskip("scipy")
+need("scipy")
 
 
 def any_spike(timesteps: int, coding: Any = "bernoulli", rate: float = 1.0) -> SpikingNetwork:
