@@ -269,7 +269,7 @@ def test_options_reach_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
         (Path("run"), given),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr("snnkern.training.start.named_network", lambda text: f"found {text}")
+        patch.setattr("snnkern.training.own.named_network", lambda text: f"found {text}")
         assert main(["attack", "run", "--model", "a.b:c"]) == 0
     assert called[-1][1]["model"] == "found a.b:c"
     for wrong in ("much", "1/0"):

@@ -33,9 +33,10 @@ from snnkern.report.runs import study_of_runs
 from snnkern.training import Natural, fit
 from snnkern.training.attack import attack_run
 from snnkern.training.certify import certify_run
+from snnkern.training.own import named_network, own_name
 from snnkern.training.recipe import Recipe
 from snnkern.training.run import read_metrics
-from snnkern.training.start import load_run, named_network, own_name, trained
+from snnkern.training.start import load_run, trained
 from snnkern.training.train import train
 
 EPS = (0.05, 0.1, 0.15)
@@ -484,7 +485,7 @@ def test_the_name_of_a_users_function_finds_it_again(
     module_of_a_user(content, tmp_path, monkeypatch, "naming")
     for text in ("naming:part", "naming:own_network"):
         assert own_name(named_network(text)) == text
-    script = content + "from snnkern.training.start import own_name\ndef mine(): ...\n"
+    script = content + "from snnkern.training.own import own_name\ndef mine(): ...\n"
     script += "print(own_name(mine), own_name(part), own_name(lambda: mine()))\n"
     for name, shown in (("mine.py", "mine:mine"), ("my-net.py", "MODULE:FUNCTION")):
         (tmp_path / name).write_text(script)

@@ -32,17 +32,10 @@ from snnkern.training.attack import (
     first_images,
     middle_size,
 )
+from snnkern.training.own import OWN_NAME, Own, own_name
 from snnkern.training.ranks import usable_device
 from snnkern.training.run import read_metrics
-from snnkern.training.start import (
-    DEFAULT_EPS,
-    OWN_NAME,
-    Own,
-    Trained,
-    own_name,
-    threads,
-    trained,
-)
+from snnkern.training.start import DEFAULT_EPS, Trained, threads, trained
 
 IMAGES, SAMPLES_SHOWN = 32, 4
 # Of runs that ``fit`` made by itself.

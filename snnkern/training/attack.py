@@ -36,8 +36,9 @@ from snnkern.certify.bounds import Method
 from snnkern.data import Samples, loader
 from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding
+from snnkern.training.own import Own
 from snnkern.training.ranks import Ranks, usable_device
-from snnkern.training.start import Own, Trained, threads, trained
+from snnkern.training.start import Trained, threads, trained
 
 # By name: the attack on a network, of images like these and of a size, with so many draws for a
 # gradient.
