@@ -35,7 +35,7 @@ from snnkern.training.attack import (
 from snnkern.training.own import OWN_NAME, Own, own_name
 from snnkern.training.ranks import usable_device
 from snnkern.training.run import read_metrics
-from snnkern.training.start import DEFAULT_EPS, Trained, threads, trained
+from snnkern.training.start import DEFAULT_EPS, Trained, trained
 
 IMAGES, SAMPLES_SHOWN = 32, 4
 # Of runs that ``fit`` made by itself.
@@ -316,7 +316,7 @@ class _Run:
                     raise
                 missing.append(f"Images, spikes, membranes, activity and energy: {error}")
             else:
-                with threads(run.threads):
+                with run.running():
                     x, y = next(iter(loader(first_images(test, images), images)))
                     x, y = x.to(device), y.to(device)
                     shown = _shown(run.model.to(device), x, y, size, samples, seed)

@@ -6,13 +6,16 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from snnkern.data import Samples
@@ -22,6 +25,14 @@ from snnkern.data import Samples
 Own = Callable[[], tuple[nn.Module, Samples]]
 # What stands in a command for a function that has no such name.
 OWN_NAME = "MODULE:FUNCTION"
+# What a user's code is called by, and calls: these files, or those of these folders.
+_NOT_THEIRS = (
+    f"{Path(__file__).parents[1]}{os.sep}",
+    f"{Path(torch.__file__).parent}{os.sep}",
+    importlib.__file__,
+    "<frozen ",
+)
+_CALL = nn.Module._wrapped_call_impl.__code__
 
 
 def own_name(own: Own) -> str:
@@ -56,6 +67,35 @@ class _Named:
             return self.function()
         except Exception as error:
             raise _raised(self.name, error) from error
+
+
+@contextmanager
+def told_by_name(own: Own | None, model: nn.Module) -> Iterator[None]:
+    """Within the block, what the forward of ``model`` raises says whose it is, and at which input.
+
+    Where a command named ``own``: who gave a function catches what that raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(own, _Named):
+            raise
+        names = {id(module): name for name, module in model.named_modules()}
+        call = error.__traceback__
+        while call is not None:
+            found = call.tb_frame.f_locals
+            if call.tb_frame.f_code is _CALL and id(found["self"]) in names:
+                raise _raised_by_call(own.name, names[id(found["self"])], error, call) from error
+            call = call.tb_next
+        raise
+
+
+def _raised_by_call(name: str, part: str, error: Exception, call: TracebackType) -> ValueError:
+    """What a module of a user's network raised, from the frame that called it."""
+    shapes = [list(x.shape) for x in call.tb_frame.f_locals["args"] if isinstance(x, Tensor)]
+    who = f"whose {part}" if part else "which"
+    given = f" for an input of shape {', '.join(map(str, shapes))}" if shapes else ""
+    return _raised(name, error, call, who, given)
 
 
 def named_network(text: str) -> Own:
@@ -125,14 +165,20 @@ def _are_names(*paths: str) -> bool:
     return all(part.isidentifier() for path in paths for part in path.split("."))
 
 
-def _raised(name: str, error: Exception) -> ValueError:
-    """What a user's code raised, and at which line of the file that was entered first."""
+def _raised(
+    name: str,
+    error: Exception,
+    since: TracebackType | None = None,
+    who: str = "which",
+    given: str = "",
+) -> ValueError:
+    """What a user's code raised, and at which line of the file of theirs that was entered first."""
     frames = [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in (__file__, importlib.__file__)
-        and not frame.filename.startswith("<frozen ")
+        for frame in traceback.extract_tb(since or error.__traceback__)
+        if not frame.filename.startswith(_NOT_THEIRS)
     ]
     where = [f"{f.filename}, line {f.lineno}" for f in frames if f.filename == frames[0].filename]
     at = f" ({where[-1]})" if where else ""
-    return ValueError(f"model is {name}, which raises {type(error).__name__}: {error}{at}")
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    return ValueError(f"model is {name}, {who} raises {words}{given}{at}")

@@ -14,7 +14,7 @@ from snnkern.data import Samples, Split
 from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF
 from snnkern.training.checkpoint import load_checkpoint
-from snnkern.training.own import OWN_NAME, Own, made, own_name
+from snnkern.training.own import OWN_NAME, Own, made, own_name, told_by_name
 from snnkern.training.recipe import STAND_INS, Recipe
 
 DEFAULT_EPS = 8 / 255
@@ -48,6 +48,7 @@ class Trained:
         eps: the size that it was trained for, or 8/255.
         threads: that torch computes with; None leaves them.
         test: reads the test samples.
+        own: what gave the network, of a run without a recipe.
     """
 
     title: str
@@ -56,6 +57,13 @@ class Trained:
     eps: float
     threads: int | None
     test: Callable[[], Samples]
+    own: Own | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For the block that runs the network: as many threads, and errors of the own by name."""
+        with threads(self.threads), told_by_name(self.own, self.model):
+            yield
 
 
 def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Trained:
@@ -105,7 +113,7 @@ def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Tra
         )
     model, test = made(own(), name)
     _load(model, path)
-    return Trained(folder.resolve().name, name, model, DEFAULT_EPS, None, lambda: test)
+    return Trained(folder.resolve().name, name, model, DEFAULT_EPS, None, lambda: test, own)
 
 
 def trained_eps(recipe: Recipe) -> float:
