@@ -109,22 +109,22 @@ def _sections(study: Study) -> list[dict[str, Any]]:
 
 def _looked_at(study: Study) -> list[dict[str, Any]]:
     """By network, the figures on its samples, and which of them the page opens."""
-    from snnkern.report import figures
+    from snnkern.report import samples
 
     twins: list[dict[str, Any]] = []
     for n, network in enumerate(study.networks):
         if not network.samples:
             continue
-        factor = figures.amplification(network.samples)
+        factor = samples.amplification(network.samples)
         cards = [
             {
                 "sample": sample,
                 "eps": eps_text(sample.eps),
-                "clean": figures.picture(sample.clean),
-                "adversarial": figures.picture(sample.adversarial),
-                "difference": figures.difference_picture(sample, factor),
-                "raster": figures.raster(sample, f"raster-{n}-{s}"),
-                "membranes": figures.membranes(sample, f"membranes-{n}-{s}"),
+                "clean": samples.picture(sample.clean),
+                "adversarial": samples.picture(sample.adversarial),
+                "difference": samples.difference_picture(sample, factor),
+                "raster": samples.raster(sample, f"raster-{n}-{s}"),
+                "membranes": samples.membranes(sample, f"membranes-{n}-{s}"),
             }
             for s, sample in enumerate(network.samples)
         ]
