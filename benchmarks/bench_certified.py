@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from benchmarks.bench_training import Step, peak_bytes
 from benchmarks.comparison import in_turns
+from snnkern._table import Table
 from snnkern.bench import Quartiles, Setting
 from snnkern.certify import bounds, crown, ibp, inputs
 from snnkern.certify.backward import Options
 from snnkern.models import conv_net, vgg11
 from snnkern.nn import RateCoding, evaluation_mode
 from snnkern.reference import Interval
-from snnkern.report.table import Table
 from snnkern.surrogate import Rectangle
 
 # Of Liang et al. 2022: T, T' and the batch; half the width of a box.

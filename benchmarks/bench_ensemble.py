@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench_memory import make_plain
+from snnkern._table import Table
 from snnkern.attacks import PGD, SURROGATE_ENSEMBLE, Ensemble
 from snnkern.attacks.losses import decide
 from snnkern.bench import Setting
 from snnkern.models import vgg11
 from snnkern.models.network import SpikingNetwork
 from snnkern.nn import Gradient, NormLIF, gradient
-from snnkern.report.table import Table
 from snnkern.surrogate import Surrogate, Triangle
 
 TIMESTEPS, EPS, SEED = 8, 8 / 255, 0

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnkern._table import Table
 from snnkern.bench import Quartiles, Setting
 from snnkern.interop import accelerate, layerwise
-from snnkern.report.table import Table
 
 TIMESTEPS, ROUNDS = 8, 5
 NEURONS = (64, 64, 32, 32)

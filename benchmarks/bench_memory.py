@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import spikingjelly_layers, spikingjelly_version
+from snnkern._table import Cell, Table
 from snnkern.bench import OPTIONS, Layer, lif_loop
 from snnkern.models import vgg11
 from snnkern.nn import LIF, NormLIF, TimeDistributed
-from snnkern.report.table import Cell, Table
 
 TIMESTEPS, IMAGES = 8, 2
 # Of what the plain network saves.

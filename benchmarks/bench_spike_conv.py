@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnkern import NormLIF
+from snnkern._table import Table
 from snnkern.bench import OPTIONS, Quartiles, Setting
 from snnkern.models import vgg11
 from snnkern.nn import Conv2d, Linear
 from snnkern.nn.packed import EventDriven
-from snnkern.report.table import Table
 
 TIMESTEPS, IMAGES, ROUNDS = 8, 16, 5
 DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from benchmarks.bench_memory import make_plain
 from benchmarks.comparison import in_turns
+from snnkern._table import Table
 from snnkern.attacks import FGSM
 from snnkern.bench import OPTIONS, Quartiles, Setting, lif_loop
 from snnkern.models import vgg11
-from snnkern.report.table import Table
 from snnkern.training import HIRE, RAT, Memory, Method, Natural, orthogonal_retraction
 
 TIMESTEPS, IMAGES, ROUNDS = 8, 16, 7

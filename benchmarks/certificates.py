@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.comparison import Findings, command, listed
 from benchmarks.robustness import trained
+from snnkern._table import Cell, Table, percent
 from snnkern.attacks import DEFAULT_ENSEMBLE, PGD, Ensemble, evaluate
 from snnkern.certify import bounds, crown, exact, ibp, verify
 from snnkern.certify.backward import Options
@@ -34,7 +35,6 @@ from snnkern.data import loader
 from snnkern.models import SpikingNetwork, fc_net
 from snnkern.nn.reading import divided_by
 from snnkern.reference import Interval
-from snnkern.report.table import Cell, Table, percent
 from snnkern.training.recipe import Recipe
 
 TRAININGS = {

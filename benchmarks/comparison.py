@@ -19,9 +19,9 @@ import torch
 from pytest_benchmark.utils import get_commit_info
 
 from snnkern._info import machine
+from snnkern._table import Table
 from snnkern._version import __version__
 from snnkern.bench import YARDSTICK, Contenders, Quartiles, Rounds
-from snnkern.report.table import Table
 
 RESULTS = Path(__file__).with_name("results")
 # Time steps times batch, and one sample: large feature maps that come from memory, and a deep layer

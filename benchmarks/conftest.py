@@ -14,9 +14,9 @@ import snnkern
 from benchmarks import comparison
 from benchmarks.baselines import spikingjelly_version
 from benchmarks.comparison import RESULTS, Compare, Comparison
+from snnkern._table import Table
 from snnkern.bench import PAGES, Contenders, Setting, first_calls
 from snnkern.memory import can_keep_pages
-from snnkern.report.table import Table
 
 COMPARISONS = pytest.StashKey[list[Comparison]]()
 REPORTS = pytest.StashKey[list[tuple[str, Table, list[dict[str, Any]]]]]()

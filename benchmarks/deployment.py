@@ -30,12 +30,12 @@ import snnkern
 from benchmarks.bench_memory import Merged
 from benchmarks.comparison import Findings, command
 from snnkern._files import write_atomically
+from snnkern._table import Table, percent
 from snnkern.bench import Quartiles
 from snnkern.data import enlarged_digits
 from snnkern.models import SpikingNetwork, vgg11
 from snnkern.nn import LIF, NormLIF, TimeDistributed, watch_neurons, watch_spikes
 from snnkern.report.network import membrane_trace
-from snnkern.report.table import Table, percent
 
 TIMESTEPS, EPOCHS, BATCH = 8, 3, 32
 SCALE = 0.3  # of converted thresholds

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.comparison import Findings, command
 from snnkern import data
+from snnkern._table import Table, percent
 from snnkern.attacks import (
     APGD,
     DEFAULT_ENSEMBLE,
@@ -31,7 +32,6 @@ from snnkern.attacks import (
 )
 from snnkern.models import conv_net, fc_net
 from snnkern.nn import Gradient
-from snnkern.report.table import Table, percent
 from snnkern.surrogate import (
     ASSG,
     HART,

@@ -22,12 +22,13 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from benchmarks.comparison import Findings, command, listed
+from snnkern._table import Cell, Table, percent
 from snnkern.attacks import BIM, FGSM, PGD, RFGSM, Attack, Ensemble, Transfer, evaluate
 from snnkern.data import loader
 from snnkern.nn import Gradient
-from snnkern.report.table import Cell, Table, percent
+from snnkern.training.convert import convert_run
 from snnkern.training.recipe import Recipe
-from snnkern.training.start import convert_run, load_run
+from snnkern.training.start import load_run
 from snnkern.training.train import train
 
 BOXES = {"white box": "", "transfer": "transferred "}  # with what the attacks' names begin

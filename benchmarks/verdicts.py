@@ -27,6 +27,7 @@ from tqdm import tqdm
 from benchmarks.comparison import Findings, command, listed
 from benchmarks.robustness import trained
 from snnkern import data
+from snnkern._table import Cell, Table, percent
 from snnkern.attacks import (
     APGD,
     FGSM,
@@ -42,7 +43,6 @@ from snnkern.attacks import (
 from snnkern.attacks.losses import decide
 from snnkern.certify import verify
 from snnkern.models import SpikingNetwork
-from snnkern.report.table import Cell, Table, percent
 from snnkern.training.recipe import Recipe
 
 STRONGEST, AUTOATTACK = "strongest (snnkern.attacks.strongest)", "AutoAttack, standard"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from python_tests import cuda_on_host
-from python_tests.helpers import EVERY_BACKEND, GPU_BACKENDS, ON_HOST
+from python_tests.helpers import EVERY_BACKEND, GPU_BACKENDS, ON_HOST, lacks
 from snnkern.functional import backends
 
 # The same examples every time: what is compared, and how much of it, is part of the contract.
@@ -74,8 +73,8 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def torchvision() -> torch.library.Library:
     """Makes it importable beside a torch for the CPU too, where its kernels cannot be loaded."""
-    if not os.environ.get("CI") and importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed")
+    if importlib.util.find_spec("torchvision") is None:
+        lacks("torchvision", "make test installs requirements.txt")
     library = torch.library.Library("torchvision", "FRAGMENT")
     try:
         import torchvision as _

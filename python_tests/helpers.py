@@ -240,13 +240,11 @@ def assert_within(
         )
 
 
-def lacks(package: str, why: str = "") -> NoReturn:
-    """Skips what needs another package on a developer's machine, and fails in CI."""
+def lacks(what: str, why: str) -> NoReturn:
+    """Skips what needs something that a developer's machine lacks, and fails in CI."""
     if os.environ.get("CI"):
-        pytest.fail(f"CI must have {package}: make test installs requirements-peers.txt {why}")
-    pytest.skip(
-        f"{package} is not installed: see requirements-peers.txt {why}", allow_module_level=True
-    )
+        pytest.fail(f"CI must have {what}: {why}")
+    pytest.skip(f"{what} is not there: {why}", allow_module_level=True)
 
 
 def need(module: str) -> Any:
@@ -256,7 +254,7 @@ def need(module: str) -> Any:
         try:
             return import_module(module)
         except ImportError as error:
-            lacks(module, f"({error})")
+            lacks(module, f"{error}; make test installs requirements.txt and -peers.txt")
 
 
 def leave() -> NoReturn:

@@ -18,9 +18,9 @@ from benchmarks import deployment
 from benchmarks.bench_interop import caption
 from benchmarks.comparison import Comparison, Findings, command, in_turns, layer_shape, tables
 from benchmarks.verdicts import STRONGEST, sentences, table
+from snnkern._table import Cell, Table
 from snnkern.bench import YARDSTICK, Contenders, Quartiles, Setting, first_calls
 from snnkern.nn import LIF
-from snnkern.report.table import Cell, Table
 
 
 def outputs_of(*tensors: Tensor) -> Contenders:

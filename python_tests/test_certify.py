@@ -20,6 +20,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
 
 import snnkern
 from python_tests.helpers import RESETS, assert_same_bits, assert_within, golden
@@ -894,6 +899,25 @@ def test_what_cannot_be_bounded_is_refused(net: nn.Module, message: str) -> None
     with pytest.raises(TypeError, match=message):
         bounds(net, x, x, y)
     assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda: register_module_forward_hook(lambda module, _, output: -output),
+        lambda: register_module_forward_pre_hook(lambda _, x: (-x[0],)),  # type: ignore[arg-type]
+    ],
+    ids=["after", "before"],
+)
+def test_hooks_of_all_modules_are_refused(hook: Callable[[], RemovableHandle]) -> None:
+    net, x, y = one_layer(LINEAR), torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)
+    logits, proved = net(x), bounds(net, x, x, y)
+    with hook():
+        assert not torch.equal(net(x), logits)  # of which what was proved is not true
+        for ask in (lambda: bounds(net, x, x, y), lambda: verify(net, x, y, 0.01)):
+            with pytest.raises(TypeError, match=r"hooks for all modules, .*, expected none"):
+                ask()
+    assert torch.equal(bounds(net, x, x, y), proved)
 
 
 @pytest.mark.parametrize("eps", [0.03, 0.005, 0.01, 0.02, 8 / 255])

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import snnkern
+from python_tests.helpers import need
 from snnkern.certify import verify
 from snnkern.cli import BROKEN_PIPE, INTERRUPTED, main, parser
 from snnkern.data import digits
@@ -268,7 +269,7 @@ def test_options_reach_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
         (Path("run"), given),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr("snnkern.training.start.named_network", lambda text: f"found {text}")
+        patch.setattr("snnkern.training.own.named_network", lambda text: f"found {text}")
         assert main(["attack", "run", "--model", "a.b:c"]) == 0
     assert called[-1][1]["model"] == "found a.b:c"
     for wrong in ("much", "1/0"):
@@ -420,8 +421,7 @@ def test_several_runs_are_reported_where_it_was_asked_for(
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if not os.environ.get("CI"):
-        pytest.importorskip("shtab")
+    need("shtab")
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     for command in COMMANDS:

@@ -17,8 +17,10 @@ from torch.utils import cpp_extension
 
 import setup
 from python_tests import cuda_on_host
+from python_tests.helpers import lacks
 
 ARCHS = (80, 90, 100)
+NOT_COMPILED = "the CUDA kernels are not compiled"
 # So that blocks of 128 threads share a multiprocessor, three of them or two.
 MOST_REGISTERS = {80: 168, 90: 168, 100: 192}
 
@@ -43,17 +45,10 @@ class Compiled(NamedTuple):
     kernels: list[Kernel]
 
 
-def missing(tool: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(f"CI must have {tool}")
-    pytest.skip(f"{tool} is not there: the CUDA kernels are not compiled")
-
-
 def cuda_root() -> Path:
     root = setup.cuda_home()
     if root is None:
-        missing("nvcc with the headers of its toolkit")
-    assert root is not None
+        lacks("nvcc with the headers of its toolkit", NOT_COMPILED)
     return root
 
 
@@ -108,8 +103,8 @@ def disassembler() -> Path:
             "cuobjdump", path=str(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
         )
     if found is None:
-        missing("cuobjdump, which comes with triton,")
-    return Path(str(found))
+        lacks("cuobjdump, which comes with triton,", NOT_COMPILED)
+    return Path(found)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from python_tests.helpers import need
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
@@ -119,8 +120,7 @@ def test_every_result_stands_on_the_page_of_performance() -> None:
 
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
-    if not os.environ.get("CI"):
-        pytest.importorskip("sphinx")
+    need("sphinx")
     command = [
         sys.executable,
         "-m",

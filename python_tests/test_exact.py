@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from python_tests.exact_networks import COUNT, Solved, solved
-from python_tests.helpers import assert_within
+from python_tests.helpers import assert_within, need
 from python_tests.test_certify import CLASSES, margins_of, sample
 from python_tests.test_crown import random_net, residual_net
 from snnkern.certify import bounds, exact, slopes, split, verify
@@ -20,7 +20,7 @@ from snnkern.certify.bounds import METHODS
 from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import LIF, MeanReadout, NormLIF, RateCoding, TimeDistributed
 
-pytest.importorskip("scipy")
+need("scipy")
 bounds_module = importlib.import_module("snnkern.certify.bounds")
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import snnkern
 from snnkern import _load
@@ -271,6 +272,16 @@ def behind_a_sum(*layers: nn.Module) -> SpikingNetwork:
 def test_what_cannot_be_compiled_is_refused(model: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         snnkern.compile_inference(model())
+
+
+def test_hooks_of_all_modules_are_refused() -> None:
+    network = NETWORKS["hard"]().eval()
+    with (
+        register_module_forward_hook(lambda module, inputs, output: -output),
+        pytest.raises(TypeError, match=r"hooks for all modules, .*, expected none"),
+    ):
+        snnkern.compile_inference(network)
+    snnkern.compile_inference(network)
 
 
 def test_other_images_are_refused() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnkern
@@ -794,9 +795,14 @@ def affine_net() -> nn.Sequential:
     )
 
 
+CASES = ["modes", "batch statistics", "autocast", "hooks", "hooks of all modules", "spectral"]
+
+
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("case", ["modes", "batch statistics", "autocast", "hooks", "spectral"])
-def test_through_the_rate_nothing_else_changes(case: str, frozen: bool) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_through_the_rate_nothing_else_changes(
+    case: str, frozen: bool, request: pytest.FixtureRequest
+) -> None:
     """What runs again on the way back runs as it did, unseen, and where it cannot, does not."""
     net = affine_net().eval()
     block: Any = net[3].module
@@ -807,6 +813,13 @@ def test_through_the_rate_nothing_else_changes(case: str, frozen: bool) -> None:
     if case == "hooks":
         block[0].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
         block[0].weight.register_hook(lambda grad: 0.5 * grad)
+    if case == "hooks of all modules":
+
+        def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if module is block[0]:
+                seen.append(len(output))
+
+        request.addfinalizer(register_module_forward_hook(see).remove)
     if case == "spectral":
         block[0] = nn.utils.spectral_norm(block[0])
     net.requires_grad_(not frozen)

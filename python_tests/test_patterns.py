@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from python_tests.helpers import need
 from python_tests.networks import tiny_net
 from snnkern.attacks import (
     APGD,
@@ -44,7 +45,7 @@ def predicted(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_it_breaks_what_the_exact_verifier_breaks() -> None:
-    pytest.importorskip("scipy")
+    need("scipy")
     missed_by_gradients = 0
     for seed in range(3):
         net = fc_net(

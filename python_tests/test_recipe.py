@@ -31,8 +31,9 @@ from snnkern.training import (
     load_checkpoint,
     read_metrics,
 )
+from snnkern.training.convert import convert_run
 from snnkern.training.recipe import DATA, SHIPPED, STAND_INS, Recipe
-from snnkern.training.start import convert_run, load_run, thresholds
+from snnkern.training.start import load_run, thresholds
 from snnkern.training.train import train
 
 RECIPES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
@@ -608,7 +609,7 @@ def test_no_more_is_classified_at_once_than_was_looked_at(
         sizes.append((network.timesteps, loader.batch_size))
         return evaluate(network, loader, **options)
 
-    monkeypatch.setattr("snnkern.training.start.evaluate", evaluated)
+    monkeypatch.setattr("snnkern.training.convert.evaluate", evaluated)
     text = CONVERTED.replace("timesteps = 2", "timesteps = 10")
     text = text.replace("batches = 1\nbatch_size = 500", f"batches = 1\n{table}")
     convert_run(ann_run, Recipe.read("snn", text), progress=False)

@@ -20,6 +20,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from snnkern._intervals import wilson
+from snnkern._table import eps_text, interval, percent
 from snnkern.report import (
     Curve,
     Energy,
@@ -33,20 +34,9 @@ from snnkern.report import (
     table_text,
     write_report,
 )
-from snnkern.report.figures import (
-    amplification,
-    difference_picture,
-    energy,
-    layers,
-    members,
-    membranes,
-    picture,
-    raster,
-    robustness,
-    training,
-)
+from snnkern.report.figures import energy, layers, members, robustness, training
 from snnkern.report.page import summary
-from snnkern.report.table import eps_text, interval, percent
+from snnkern.report.samples import amplification, difference_picture, membranes, picture, raster
 
 DIGITS = {
     3: "00ffff00 0f0000f0 000000f0 000fff00 000000f0 000000f0 0f0000f0 00ffff00",

@@ -33,9 +33,10 @@ from snnkern.report.runs import study_of_runs
 from snnkern.training import Natural, fit
 from snnkern.training.attack import attack_run
 from snnkern.training.certify import certify_run
+from snnkern.training.own import named_network, own_name
 from snnkern.training.recipe import Recipe
 from snnkern.training.run import read_metrics
-from snnkern.training.start import load_run, named_network, own_name, trained
+from snnkern.training.start import load_run, trained
 from snnkern.training.train import train
 
 EPS = (0.05, 0.1, 0.15)
@@ -448,6 +449,78 @@ def test_errors_in_a_users_module_are_told_as_its_own(
     assert re.fullmatch(rf"snnkern: model is erring:f, which raises {words}\n", told), told
 
 
+ERRING = """from python_tests.test_report_runs import own_network
+from torch import nn
+class Net(nn.Sequential):
+    def forward(self, x):
+        y = super().forward(x)
+        return REST
+def f():
+    model, test = own_network()
+    return Net(*model), test
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ("look(x)", "NameError: name 'look' is not defined"),
+        ("{}['k']", "KeyError: 'k'"),
+        ("y @ x", "RuntimeError: .*"),
+        ("(_ for _ in ()).throw(ValueError('of\\n\\ntwo lines'))", "ValueError: of two lines"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("command", "count"),
+    [
+        (("attack", "--attacks", "fgsm", "--images", "30"), 30),
+        (("attack", "--attacks", "strongest", "--images", "30", "--no-checks"), 1),
+        (("report", "--images", "20"), 20),
+    ],
+    ids=["attack", "strongest", "report"],
+)
+def test_what_the_forward_of_a_users_network_raises_is_told_as_its_own(
+    own: tuple[Path, nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rest: str,
+    words: str,
+    command: tuple[str, ...],
+    count: int,
+) -> None:
+    module_of_a_user(ERRING.replace("REST", rest), tmp_path, monkeypatch)
+    name, *options = command
+    assert main([name, str(own[0]), "--model", "erring:f", "--quiet", *options]) == 1
+    told = capsys.readouterr().err
+    shape = rf"\[{count}, 1, 8, 8\]"
+    where = rf"\({re.escape(str(tmp_path))}/erring.py, line 6\)"
+    said = (
+        rf"snnkern: model is erring:f, which raises {words} for an input of shape {shape} {where}"
+    )
+    assert re.fullmatch(f"{said}\n", told), told
+
+
+def test_errors_of_parts_and_of_other_files_than_the_users(
+    own: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module_of_a_user(ERRING.replace("REST", "y"), tmp_path, monkeypatch)
+    run = trained(own[0], own=named_network("erring:f"))
+    x = torch.rand(2, 1, 9, 9)
+    words = r"erring:f, which raises .* of shape \[2, 1, 9, 9\] .*line 5"
+    with pytest.raises(ValueError, match=words), run.running():
+        run.model(x)
+    words = r"erring:f, whose 3.module raises .* of shape \[2, 7\]$"  # all of its code is torch's
+    with pytest.raises(ValueError, match=words), run.running():
+        run.model.get_submodule("3.module")(x[:, 0, 0, :7])
+    with pytest.raises(KeyError), run.running():
+        raise KeyError("not of the network")
+    # Who gave a function catches what was raised.
+    given = trained(own[0], own=own_network)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), given.running():
+        given.model(x)
+
+
 def test_samples_of_a_users_function_have_to_be_pairs(
     own: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
@@ -484,7 +557,7 @@ def test_the_name_of_a_users_function_finds_it_again(
     module_of_a_user(content, tmp_path, monkeypatch, "naming")
     for text in ("naming:part", "naming:own_network"):
         assert own_name(named_network(text)) == text
-    script = content + "from snnkern.training.start import own_name\ndef mine(): ...\n"
+    script = content + "from snnkern.training.own import own_name\ndef mine(): ...\n"
     script += "print(own_name(mine), own_name(part), own_name(lambda: mine()))\n"
     for name, shown in (("mine.py", "mine:mine"), ("my-net.py", "MODULE:FUNCTION")):
         (tmp_path / name).write_text(script)

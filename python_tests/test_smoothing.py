@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
+from python_tests.helpers import need
 from snnkern.certify.smoothing import ABSTAINED, smooth
 from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import MeanReadout, RateCoding, TimeDistributed
 
-pytest.importorskip("scipy")
+need("scipy")
 
 
 def any_spike(timesteps: int, coding: Any = "bernoulli", rate: float = 1.0) -> SpikingNetwork:
@@ -67,6 +69,11 @@ def test_what_cannot_be_smoothed_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     ).encoder
     with pytest.raises(TypeError, match="expected RateCoding"):
         smooth(direct, x)
+    with (
+        register_module_forward_hook(lambda module, inputs, output: -output),
+        pytest.raises(TypeError, match=r"hooks for all modules, .*, expected none"),
+    ):
+        smooth(any_spike(2), x)
     levels = any_spike(2)
     levels.encoder.bits = 2
     with pytest.raises(ValueError, match="expected one without bits"):

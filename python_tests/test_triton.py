@@ -30,7 +30,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 import snnkern
-from python_tests.helpers import raw_neuron
+from python_tests.helpers import lacks, raw_neuron
 from snnkern import _triton, functional, reference
 
 ROOT = Path(__file__).parents[1]
@@ -40,10 +40,7 @@ ARCHITECTURES = (80, 90, 100)
 @pytest.fixture(autouse=True)
 def _triton_is_there() -> None:
     if not _triton.INSTALLED:
-        reason = _triton.why_not(torch.device("cuda"))
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacks("triton", _triton.why_not(torch.device("cuda")))
 
 
 # As machine code.

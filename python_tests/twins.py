@@ -117,7 +117,7 @@ def braincog_nodes() -> Any:
     """BrainCog's nodes without the rest of it, which asks for many other packages."""
     spec = find_spec("braincog")
     if spec is None or not spec.submodule_search_locations:
-        lacks("braincog")
+        lacks("braincog", "make test installs requirements-peers.txt")
     root = Path(next(iter(spec.submodule_search_locations))).parent
     for name in ("braincog", "braincog.base", "braincog.base.strategy"):
         package = ModuleType(name)

@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from snnkern._checks import check_int
+from snnkern._table import Table
 from snnkern.functional import lif
 from snnkern.memory import can_keep_pages, keep_pages
-from snnkern.report.table import Table
 from snnkern.surrogate import ATan
 
 Layer = Callable[[Tensor], Tensor]

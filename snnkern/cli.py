@@ -446,8 +446,8 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    from snnkern.training.convert import convert_run
     from snnkern.training.recipe import CONVERT, Recipe
-    from snnkern.training.start import convert_run
 
     result = convert_run(
         options.run,
@@ -489,7 +489,7 @@ def _of_run(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """What was given of these options, and of those that say what the network of a run is."""
     given = _given(options, *names, "data", "model", "images", "device")
     if "model" in given:
-        from snnkern.training.start import named_network
+        from snnkern.training.own import named_network
 
         given["model"] = named_network(given["model"])
     return given

@@ -3,13 +3,14 @@
 from snnkern.attacks.apgd import APGD
 from snnkern.attacks.attack import Attack
 from snnkern.attacks.cascade import Cascade, strongest
-from snnkern.attacks.checks import Check, check
+from snnkern.attacks.checks import check
 from snnkern.attacks.ensemble import DEFAULT_ENSEMBLE, SURROGATE_ENSEMBLE, Ensemble
-from snnkern.attacks.evaluate import Evaluation, evaluate
+from snnkern.attacks.evaluate import evaluate
 from snnkern.attacks.fgsm import FGSM, RFGSM
 from snnkern.attacks.noise import GaussianNoise
 from snnkern.attacks.patterns import Patterns
 from snnkern.attacks.pgd import BIM, PGD
+from snnkern.attacks.results import Check, Evaluation
 from snnkern.attacks.sandwich import ContradictionError
 from snnkern.attacks.sapgd import SAPGD
 from snnkern.attacks.sharpness import fitted_assg

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ from snnkern.attacks.apgd import APGD
 from snnkern.attacks.attack import Attack, Victim
 from snnkern.attacks.chance import follow
 from snnkern.attacks.ensemble import Ensemble
-from snnkern.attacks.evaluate import Evaluation, evaluate
+from snnkern.attacks.evaluate import evaluate
 from snnkern.attacks.fgsm import FGSM
 from snnkern.attacks.pgd import BIM, PGD
+from snnkern.attacks.results import Check, Evaluation, share_of
 from snnkern.attacks.sapgd import SAPGD
 from snnkern.attacks.square import Square
 from snnkern.attacks.stateless import stateless
@@ -35,36 +36,6 @@ BY_CHANCE = 0.02
 # Where more of the same breaks more than this besides, the attack was stopped too early.
 UNFINISHED = 0.05
 NOISE_DRAWS = 20
-
-
-@dataclass(frozen=True)
-class Check:
-    """One test of an attack on a model.
-
-    Attributes:
-        name: what the figure is.
-        figure: a share of samples, a difference of accuracies, or a loss.
-        threshold: what it has to be ``bound``.
-        bound: the side on which it passes.
-        note: of which members or layers, where it is the largest or smallest of some.
-    """
-
-    name: str
-    figure: float
-    threshold: float = 0.0
-    bound: Literal["at most", "above"] = "at most"
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether there is nothing to worry about; never where the figure is NaN."""
-        if self.bound == "above":
-            return self.figure > self.threshold
-        return self.figure <= self.threshold
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes and ``passed``."""
-        return asdict(self) | {"passed": self.passed}
 
 
 def check(
@@ -181,17 +152,13 @@ def _compared(result: Evaluation, classes: int) -> Iterator[Check]:
     yield Check("one step beats many by", above("white", "single"))
     yield Check("black box beats white box by", above("white", "black"))
     missed = result.success("noise") & ~result.success("white")
-    yield Check("noise breaks what gradients miss", _share(missed))
+    yield Check("noise breaks what gradients miss", share_of(missed))
     yield Check("twice the eps loses", above("larger", "white"))
     yield Check("unbounded attack leaves", result.accuracy("unbounded"), 1 / classes)
     yield Check("twice the steps lose", above("steps", "one"), BY_CHANCE)
     yield Check("twice the restarts lose", above("restarts", "one"), BY_CHANCE)
     more = (result.success("steps") | result.success("restarts")) & ~result.success("white")
-    yield Check("more steps and restarts find", _share(more), UNFINISHED)
-
-
-def _share(mask: Tensor) -> float:
-    return mask.double().mean().item()
+    yield Check("more steps and restarts find", share_of(more), UNFINISHED)
 
 
 def _gradients(

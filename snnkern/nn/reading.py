@@ -6,6 +6,7 @@ from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from snnkern.nn.norm import NormLIF
 from snnkern.nn.time import MeanReadout, SumReadout, TimeDistributed
@@ -14,7 +15,17 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def runs_as(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
-    """Whether ``module`` computes what its class ``kind`` says: no other forward, no own hooks."""
+    """Whether ``module`` computes what its class ``kind`` says: no other forward, no own hooks.
+
+    Raises:
+        TypeError: hooks are registered for all modules, which may change what any of them gives.
+    """
+    # Not an answer: it would blame a class that is as expected.
+    if everywhere := [*_global_forward_pre_hooks.values(), *_global_forward_hooks.values()]:
+        raise TypeError(
+            f"torch.nn.modules.module has forward hooks for all modules, {everywhere}, expected "
+            "none: what they change is not known"
+        )
     own = isinstance(module, kind) and type(module).forward is kind.forward
     changed = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
     return own and not changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from snnkern.autograd import Held, RateDistributed, is_constant
 from snnkern.nn import packed
@@ -47,7 +48,8 @@ def _looks_at_values(part: nn.Module) -> bool:
     """Whether hooks watch a module, or a norm takes its statistics from the batch."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     norm = isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
-    return any(getattr(part, hook) for hook in hooks) or (norm and part.running_mean is None)
+    watched = _has_any_global_hook() or any(getattr(part, hook) for hook in hooks)
+    return watched or (norm and part.running_mean is None)
 
 
 class TimeDistributed(GradientMode):

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from snnkern._files import write_atomically
+from snnkern._table import MISSING, Cell, Table, eps_text, markdown_text, share_cell
 from snnkern.report.study import NetworkResult, Sample, Score, Study
-from snnkern.report.table import MISSING, Cell, Table, eps_text, markdown_text, score_cell
 
 
 def write_report(study: Study, folder: str | os.PathLike[str]) -> Path:
@@ -63,7 +63,12 @@ def summary(study: Study) -> Table:
         rows.append(
             (
                 Cell(network.name, network.method),
-                *(score_cell(score, show_count=show_count) for score in shares),
+                *(
+                    share_cell(score.value, score.count, show_count=show_count)
+                    if score is not None
+                    else Cell(MISSING)
+                    for score in shares
+                ),
                 *(
                     Cell(MISSING if (value := values[number]) is None else form.format(value))
                     for _, values, form in lasts
@@ -104,22 +109,22 @@ def _sections(study: Study) -> list[dict[str, Any]]:
 
 def _looked_at(study: Study) -> list[dict[str, Any]]:
     """By network, the figures on its samples, and which of them the page opens."""
-    from snnkern.report import figures
+    from snnkern.report import samples
 
     twins: list[dict[str, Any]] = []
     for n, network in enumerate(study.networks):
         if not network.samples:
             continue
-        factor = figures.amplification(network.samples)
+        factor = samples.amplification(network.samples)
         cards = [
             {
                 "sample": sample,
                 "eps": eps_text(sample.eps),
-                "clean": figures.picture(sample.clean),
-                "adversarial": figures.picture(sample.adversarial),
-                "difference": figures.difference_picture(sample, factor),
-                "raster": figures.raster(sample, f"raster-{n}-{s}"),
-                "membranes": figures.membranes(sample, f"membranes-{n}-{s}"),
+                "clean": samples.picture(sample.clean),
+                "adversarial": samples.picture(sample.adversarial),
+                "difference": samples.difference_picture(sample, factor),
+                "raster": samples.raster(sample, f"raster-{n}-{s}"),
+                "membranes": samples.membranes(sample, f"membranes-{n}-{s}"),
             }
             for s, sample in enumerate(network.samples)
         ]

@@ -16,14 +16,15 @@ from tqdm import tqdm
 
 from snnkern._checks import check_int
 from snnkern._info import machine
+from snnkern._table import eps_text
 from snnkern._version import __version__
 from snnkern.attacks import PGD, SpikeFlip
+from snnkern.attacks.results import CLEAN, share_of
 from snnkern.data import loader
 from snnkern.models import SpikingNetwork
 from snnkern.nn import Events
 from snnkern.report.network import Shown, show
 from snnkern.report.study import Curve, CurveKind, Epoch, NetworkResult, Score, Study
-from snnkern.report.table import eps_text
 from snnkern.training.attack import (
     DRAWS,
     MEMBERS,
@@ -31,20 +32,12 @@ from snnkern.training.attack import (
     first_images,
     middle_size,
 )
+from snnkern.training.own import OWN_NAME, Own, own_name
 from snnkern.training.ranks import usable_device
 from snnkern.training.run import read_metrics
-from snnkern.training.start import (
-    DEFAULT_EPS,
-    OWN_NAME,
-    Own,
-    Trained,
-    own_name,
-    threads,
-    trained,
-)
+from snnkern.training.start import DEFAULT_EPS, Trained, trained
 
 IMAGES, SAMPLES_SHOWN = 32, 4
-CLEAN = "clean"
 # Of runs that ``fit`` made by itself.
 OWN_OPTION = f"--model {OWN_NAME}"
 OF_OWN = (
@@ -199,17 +192,17 @@ class _Evaluated:
             name = key.removesuffix(f" {eps_text(eps)}")
             attacks.append(_Attacked(name, about["gradient"], eps, mask & clean))
         certified = tuple(
-            (c["method"], float(c["eps"]), _share(torch.tensor(c["certified"]) & clean))
+            (c["method"], float(c["eps"]), share_of(torch.tensor(c["certified"]) & clean))
             for c in numbers["certificates"]
         )
         spikes = numbers["attacks"][CLEAN]["spikes_per_image"]
-        score = Score(CLEAN, 0.0, _share(clean), len(labels))
+        score = Score(CLEAN, 0.0, share_of(clean), len(labels))
         return cls(score, spikes, str(numbers["dataset"]), tuple(attacks), certified)
 
     def members(self) -> tuple[Score, ...]:
         """Accuracy under each gradient by itself."""
         return tuple(
-            Score(a.gradient, a.eps, _share(a.right), self.clean.count)
+            Score(a.gradient, a.eps, share_of(a.right), self.clean.count)
             for a in self.attacks
             if a.gradient is not None
         )
@@ -219,7 +212,7 @@ class _Evaluated:
         named: dict[tuple[CurveKind, str], dict[float, float]] = {}
         for attack in self.attacks:
             if attack.gradient is None:
-                named.setdefault(("attack", attack.name), {})[attack.eps] = _share(attack.right)
+                named.setdefault(("attack", attack.name), {})[attack.eps] = share_of(attack.right)
         for method, eps, share in self.certified:
             named.setdefault(("certificate", f"certified, {method}"), {})[eps] = share
         curves = []
@@ -233,13 +226,13 @@ class _Evaluated:
         """Accuracy under each attack at one size, and under all of them together."""
         there = [attack for attack in self.attacks if attack.eps == size]
         scores = [
-            Score(attack.name, size, _share(attack.right), self.clean.count)
+            Score(attack.name, size, share_of(attack.right), self.clean.count)
             for attack in there
             if attack.gradient is None
         ]
         if len(there) > 1:
             worst = torch.stack([attack.right for attack in there]).all(0)
-            scores.append(Score("worst case", size, _share(worst), self.clean.count))
+            scores.append(Score("worst case", size, share_of(worst), self.clean.count))
         return tuple(scores)
 
     def sizes(self) -> list[float]:
@@ -323,7 +316,7 @@ class _Run:
                     raise
                 missing.append(f"Images, spikes, membranes, activity and energy: {error}")
             else:
-                with threads(run.threads):
+                with run.running():
                     x, y = next(iter(loader(first_images(test, images), images)))
                     x, y = x.to(device), y.to(device)
                     shown = _shown(run.model.to(device), x, y, size, samples, seed)
@@ -391,7 +384,3 @@ def _shown(
         return show(model, x, y, SpikeFlip(size), "SpikeFlip", samples, seed)
     attack = PGD(size, steps=20, eot=DRAWS if draws(model) else 1)
     return show(model, x, y, attack, "PGD-20", samples, seed)
-
-
-def _share(mask: Tensor) -> float:
-    return mask.double().mean().item()

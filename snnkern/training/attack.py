@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from snnkern._checks import check_int
 from snnkern._files import write_atomically
+from snnkern._table import eps_text
 from snnkern.attacks import (
     APGD,
     FGSM,
@@ -35,9 +36,9 @@ from snnkern.certify.bounds import Method
 from snnkern.data import Samples, loader
 from snnkern.models import SpikingNetwork
 from snnkern.nn import RateCoding
-from snnkern.report.table import eps_text
+from snnkern.training.own import Own
 from snnkern.training.ranks import Ranks, usable_device
-from snnkern.training.start import Own, Trained, threads, trained
+from snnkern.training.start import Trained, trained
 
 # By name: the attack on a network, of images like these and of a size, with so many draws for a
 # gradient.
@@ -122,15 +123,15 @@ def attack_run(
     eot = DRAWS if draws(network) else 1
     chosen: dict[str, Attack] = {}
     checked: list[PGD | APGD | SAPGD | Ensemble] = []
-    for size in sizes:
-        here = [name for name in attacks if name != MEMBERS or size == members_at]
-        named = _chosen(here, network, one, size, eot)
-        if not chosen:
-            firsts = (a.attacks[0] if isinstance(a, Cascade) else a for a in named.values())
-            checked = [a for a in firsts if isinstance(a, PGD | APGD | SAPGD | Ensemble)]
-        more = f" {eps_text(size)}" if len(sizes) > 1 else ""
-        chosen |= {f"{name}{more}": attack for name, attack in named.items()}
-    with threads(run.threads):
+    with run.running():
+        for size in sizes:
+            here = [name for name in attacks if name != MEMBERS or size == members_at]
+            named = _chosen(here, network, one, size, eot)
+            if not chosen:
+                firsts = (a.attacks[0] if isinstance(a, Cascade) else a for a in named.values())
+                checked = [a for a in firsts if isinstance(a, PGD | APGD | SAPGD | Ensemble)]
+            more = f" {eps_text(size)}" if len(sizes) > 1 else ""
+            chosen |= {f"{name}{more}": attack for name, attack in named.items()}
         found = (
             check(network, batches, checked[-1], seed=seed, progress=progress)
             if checks and checked

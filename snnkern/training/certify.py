@@ -9,8 +9,9 @@ from snnkern._checks import check_int
 from snnkern.attacks import Evaluation, evaluate
 from snnkern.data import loader
 from snnkern.training.attack import certified, draws, first_images, write_evaluation
+from snnkern.training.own import Own
 from snnkern.training.ranks import Ranks, usable_device
-from snnkern.training.start import Own, threads, trained
+from snnkern.training.start import trained
 
 METHODS = ("ibp", "crown", "best", "tight", "split", "exact")
 
@@ -63,7 +64,7 @@ def certify_run(
     network = run.model.to(where)
     batches = loader(first_images(run.test(), images), batch_size)
     sizes = sorted(set(eps))
-    with threads(run.threads):
+    with run.running():
         try:
             certificates = [
                 certified(network, batches, size, method, progress, time_limit)  # type: ignore[arg-type]

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-import traceback
-from collections.abc import Callable, Collection, Iterator, Sized
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from operator import attrgetter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from snnkern.attacks import evaluate
-from snnkern.data import Samples, Split, loader
+from snnkern.data import Samples, Split
 from snnkern.models import SpikingNetwork
 from snnkern.nn import LIF
 from snnkern.training.checkpoint import load_checkpoint
-from snnkern.training.ranks import usable_device
-from snnkern.training.recipe import STAND_INS, Recipe, Table
-from snnkern.training.run import RunFolder, check_free
+from snnkern.training.own import OWN_NAME, Own, made, own_name, told_by_name
+from snnkern.training.recipe import STAND_INS, Recipe
 
-# Makes a user's own network, whose weights a checkpoint then replaces, and gives the samples that
-# it is tested with.
-Own = Callable[[], tuple[nn.Module, Samples]]
-# What stands in a command for a function that has no such name.
-OWN_NAME = "MODULE:FUNCTION"
 DEFAULT_EPS = 8 / 255
 
 
@@ -62,6 +48,7 @@ class Trained:
         eps: the size that it was trained for, or 8/255.
         threads: that torch computes with; None leaves them.
         test: reads the test samples.
+        own: what gave the network, of a run without a recipe.
     """
 
     title: str
@@ -70,6 +57,13 @@ class Trained:
     eps: float
     threads: int | None
     test: Callable[[], Samples]
+    own: Own | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For the block that runs the network: as many threads, and errors of the own by name."""
+        with threads(self.threads), told_by_name(self.own, self.model):
+            yield
 
 
 def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Trained:
@@ -117,123 +111,9 @@ def trained(path: Path, data: Path | None = None, own: Own | None = None) -> Tra
         raise FileNotFoundError(
             f"run is {path}, expected the folder of a run of training.fit, or a checkpoint in it"
         )
-    model, test = _made(own(), name)
+    model, test = made(own(), name)
     _load(model, path)
-    return Trained(folder.resolve().name, name, model, DEFAULT_EPS, None, lambda: test)
-
-
-def own_name(own: Own) -> str:
-    """``MODULE:FUNCTION``, by which ``named_network`` finds it; that placeholder where it has none.
-
-    A function of the script that runs is one of the module that its file is.
-    """
-    if isinstance(own, _Named):
-        return own.name
-    module, function = own.__module__, getattr(own, "__qualname__", "")
-    try:
-        if attrgetter(function)(sys.modules[module]) != own:
-            return OWN_NAME
-    except (AttributeError, KeyError):
-        return OWN_NAME
-    if module == "__main__":
-        main = sys.modules[module]
-        file = getattr(main, "__file__", None) or ""
-        module = Path(file).stem if main.__spec__ is None else main.__spec__.name
-    return f"{module}:{function}" if _are_names(module, function) else OWN_NAME
-
-
-def _are_names(*paths: str) -> bool:
-    """Whether all are identifiers with dots between."""
-    return all(part.isidentifier() for path in paths for part in path.split("."))
-
-
-def _made(given: Any, name: str) -> tuple[nn.Module, Samples]:
-    """What a function of the user's gave, if that is a network and its samples."""
-    match given:
-        case (nn.Module() as model, Dataset() as test) if isinstance(test, Sized):
-            if len(test) == 0:
-                raise ValueError(f"model is {name}, which gives no samples, expected at least one")
-            try:
-                first = test[0]
-            except Exception as error:
-                raise _raised(name, error) from error
-            match first:
-                case (_, _):
-                    return model, test
-            raise ValueError(
-                f"model is {name}, whose samples are {_kinds(first)}, expected pairs: an image "
-                "and its label"
-            )
-    raise ValueError(
-        f"model is {name}, which gives {_kinds(given)}, expected (network, samples): an nn.Module, "
-        "and a torch Dataset of images and labels with a length, such as TensorDataset(x, y)"
-    )
-
-
-def _kinds(given: object) -> str:
-    """The types of what a tuple holds, or of what is none."""
-    parts = given if isinstance(given, tuple) else (given,)
-    return ", ".join(type(part).__name__ for part in parts)
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A function of the user's, by the name that was given for it; says whose its errors are."""
-
-    name: str
-    function: Own
-
-    def __call__(self) -> tuple[nn.Module, Samples]:
-        try:
-            return self.function()
-        except Exception as error:
-            raise _raised(self.name, error) from error
-
-
-def named_network(text: str) -> Own:
-    """The function that ``MODULE:FUNCTION`` names; the working directory is searched too.
-
-    Importing it runs the code of that module.
-
-    Raises:
-        ValueError: it is not of that form, there is no such module or function, or the module
-            raises an error, as calling the function will where that does.
-    """
-    module, _, function = text.partition(":")
-    if not _are_names(module, function) or module.endswith(".py"):
-        raise ValueError(
-            f"model is {text!r}, expected MODULE:FUNCTION, such as train:network for the function "
-            "network in ./train.py"
-        )
-    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109  sys.path has strings
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{module}.".startswith(f"{missing}."):
-            raise ValueError(f"model is {text!r}, which cannot be found: {error}") from error
-        raise _raised(text, error) from error
-    try:
-        found = attrgetter(function)(found)
-    except AttributeError as error:
-        raise ValueError(f"model is {text!r}, which cannot be found: {error}") from error
-    if not callable(found):
-        raise ValueError(f"model is {text!r}, which is {found!r}, expected a function")
-    return _Named(text, found)
-
-
-def _raised(name: str, error: Exception) -> ValueError:
-    """What a user's code raised, and at which line of the file that was entered first."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in (__file__, importlib.__file__)
-        and not frame.filename.startswith("<frozen ")
-    ]
-    where = [f"{f.filename}, line {f.lineno}" for f in frames if f.filename == frames[0].filename]
-    at = f" ({where[-1]})" if where else ""
-    return ValueError(f"model is {name}, which raises {type(error).__name__}: {error}{at}")
+    return Trained(folder.resolve().name, name, model, DEFAULT_EPS, None, lambda: test, own)
 
 
 def trained_eps(recipe: Recipe) -> float:
@@ -296,91 +176,6 @@ def begin(
     return recipe.convert(model, split, seed, progress)
 
 
-@dataclass(frozen=True)
-class Converted:
-    """What became of a ReLU network.
-
-    Args:
-        folder: of the spiking network's run.
-        timesteps: its T.
-        thresholds: its thresholds, by the names of their layers.
-        before: accuracy of the ReLU network on the test images.
-        after: accuracy of the spiking network.
-    """
-
-    folder: Path
-    timesteps: int
-    thresholds: dict[str, list[float]]
-    before: float
-    after: float
-
-
-def convert_run(
-    path: Path,
-    recipe: Recipe | None = None,
-    *,
-    timesteps: int | None = None,
-    options: Table | None = None,
-    folder: Path | None = None,
-    data: Path | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    progress: bool = True,
-) -> Converted:
-    """Converts the network of a run, and keeps the result as a run of its own.
-
-    Other runs can begin with that: it holds thresholds, and is not converted again.
-
-    Args:
-        path: the run; see ``load_run``.
-        recipe: has a table ``convert``, which says how; without one it is the recipe of the run
-            that does, with these ``timesteps`` and ``options``.
-        timesteps: T of the spiking network; 8 unless given.
-        options: a table ``convert``.
-        folder: of the result; that of the run with ``_converted`` behind unless given.
-        data: where data sets lie.
-        seed: of the order of the images that balance thresholds.
-        device: where to convert; a GPU where there is one.
-        progress: show progress bars.
-
-    Raises:
-        FileNotFoundError: there is no such run.
-        ValueError: its network spikes, the folder holds a run, or ``convert`` refuses.
-    """
-    run = run_folder(path)
-    run = run if run.name else run.resolve()  # "."
-    ann_recipe, ann = load_run(path)
-    if ann_recipe.spikes:
-        raise ValueError(f"run is {path}, whose network spikes, expected a ReLU network")
-    if recipe is None:
-        timesteps = 8 if timesteps is None else timesteps
-        recipe = _converting(ann_recipe, run.name, timesteps, options or {})
-    elif options or timesteps is not None:
-        given = {"timesteps": timesteps} if timesteps is not None else {}
-        raise ValueError(
-            f"options are {given | (options or {})} and there is a recipe, expected one of the two"
-        )
-    elif "convert" not in recipe.settings:
-        raise ValueError(f"recipe is {recipe.name}, expected one with a table convert")
-    folder = folder or run.with_name(f"{run.name}_converted")
-    check_free(folder)
-    where = usable_device(device)
-    split = recipe.split(data)
-    with threads(recipe.settings.get("threads")):
-        model = begin(recipe, recipe.model().to(where), path, split, seed, progress)
-        timesteps = recipe.settings["model"]["timesteps"]
-        before, after = (
-            evaluate(network, loader(split.test, size), progress=progress).accuracy()
-            for network, size in ((ann.to(where), 256), (model, _batch_size(recipe, timesteps)))
-        )
-    result = Converted(folder, timesteps, thresholds(model), before, after)
-    settings = {"command": "convert", "start": str(path), "seed": seed} | asdict(result)
-    kept = RunFolder(folder, settings | {"folder": str(folder)}, recipe.text_on(data), True, False)
-    kept.begin()
-    kept.save({"model": model.state_dict()}, best=False)
-    return result
-
-
 def thresholds(model: nn.Module) -> dict[str, list[float]]:
     """The thresholds of all layers of neurons, by name."""
     return {
@@ -388,12 +183,6 @@ def thresholds(model: nn.Module) -> dict[str, list[float]]:
         for name, module in model.named_modules()
         if isinstance(module, LIF)
     }
-
-
-def _converting(ann: Recipe, start: str, timesteps: int, options: Table) -> Recipe:
-    """The recipe of a ReLU network, made that of a spiking one which begins with it."""
-    model = ann.settings["model"] | {"timesteps": timesteps}
-    return Recipe.of(ann.name, ann.settings | {"start": start, "model": model, "convert": options})
 
 
 @contextmanager
@@ -405,16 +194,6 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _batch_size(recipe: Recipe, timesteps: int) -> int:
-    """Of test images: 256, or as many steps of images as were looked at at once, if that is less.
-
-    More may not fit: a recipe of thousands of steps looks at few images at a time.
-    """
-    table = recipe.settings["convert"]
-    steps: int = table.get("batch_size", 64) * table.get("calibration_timesteps", timesteps)
-    return min(256, max(1, steps // timesteps))
 
 
 def run_folder(path: Path, argument: str = "run") -> Path:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from snnkern._intervals import wilson
-from snnkern.report.study import Score
 
 MISSING = "\N{EN DASH}"
 
@@ -85,12 +84,10 @@ def interval(share: float, count: int) -> str:
     return f"{percent(low)}\N{EN DASH}{percent(high)}"
 
 
-def score_cell(score: Score | None, *, show_count: bool) -> Cell:
+def share_cell(share: float, count: int, *, show_count: bool = False) -> Cell:
     """A share with its interval beneath it, and the number of images where it is asked for."""
-    if score is None:
-        return Cell(MISSING)
-    note = interval(score.value, score.count)
-    return Cell(percent(score.value), f"{note}, n={score.count:,}" if show_count else note)
+    note = interval(share, count)
+    return Cell(percent(share), f"{note}, n={count:,}" if show_count else note)
 
 
 def eps_text(eps: float) -> str:
