@@ -18,6 +18,7 @@ import snnkern
 from python_tests.helpers import RESETS, assert_same_bits, assert_within, golden, random
 from python_tests.networks import rat_smallnet, tiny_net
 from snnkern import functional, surrogate
+from snnkern.functional import Backend, lif, membranes, unpack_spikes
 from snnkern.models import SpikingNetwork
 from snnkern.nn import (
     IF,
@@ -30,6 +31,7 @@ from snnkern.nn import (
     SumReadout,
     TimeDistributed,
     gradient,
+    watch_membranes,
     watch_spikes,
 )
 
@@ -1013,3 +1015,71 @@ def test_attacks_refuse_layers_that_remember() -> None:
     ):
         with pytest.raises(ValueError, match=r"model holds 1 with stateful=True, expected layers"):
             use()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"leak": 0.7, "reset": "soft"},
+        {"leak": 0.9, "reset": "delayed_soft", "strict": True},
+        {"reset": "none", "threshold": torch.tensor([0.5, 0.7, 1.0])},
+        {"charge": "decay_input", "tau": 2.5, "v_rest": -0.1},
+        {"leak": 0.9, "synapse": "charged", "synapse_decay": 0.5},
+        {"leak": 0.5, "spike_format": "bits", "v_init": 0.3},
+        {"leak": 0.9, "stateful": True},
+    ],
+    ids=str,
+)
+def test_watch_membranes_sees_what_the_thresholds_are_compared_with(
+    options: dict[str, Any],
+) -> None:
+    layer = LIF(**options)
+    x = random(9, 2, 3, 4).requires_grad_()
+    compared = torch.ge if not layer.strict else torch.gt
+    for _ in range(2):
+        seen: dict[str, Tensor] = {}
+        with watch_membranes(layer, seen.__setitem__):
+            spikes = layer(x.detach() if layer.spike_format == "bits" else x)
+        v = seen[""]
+        assert v.shape == x.shape
+        assert not v.requires_grad
+        if layer.spike_format == "bits":
+            spikes = unpack_spikes(spikes, x.detach())
+        threshold = layer.threshold.view(-1, *(1,) * layer.threshold.dim())
+        assert torch.equal(compared(v, threshold), spikes.bool())
+    assert not layer._forward_pre_hooks
+
+
+def test_watch_membranes_of_normalised_neurons() -> None:
+    model = nn.Sequential(NormLIF(3, leak=0.8), NormLIF(3, leak=0.6))
+    x = random(5, 4, 3, 6, 6)
+    model(x)
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    spikes: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}
+    with watch_spikes(model, spikes.__setitem__), watch_membranes(model, seen.__setitem__):
+        model(x)
+    assert list(seen) == ["0", "1"]
+    for name, v in seen.items():
+        assert torch.equal(v >= 1, spikes[name].bool())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    with (
+        pytest.raises(TypeError, match="running statistics"),
+        watch_membranes(model.train(), print),
+    ):
+        model(x)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_membranes_are_those_that_spikes_come_from(backend: Backend | None) -> None:
+    x = random(7, 3, 5)
+    spikes, state = lif(x, 0.9, reset="none", return_state=True, backend=backend)
+    v = membranes(x, 0.9, reset="none", backend=backend)
+    assert torch.equal(v >= 1, spikes.bool())
+    assert torch.equal(v[-1], state)
+    with pytest.raises(TypeError, match="spike_format is 'bits', expected none"):
+        membranes(x, spike_format="bits")
+    held = membranes(x[:1], 0.9, timesteps=4, backend=backend)
+    assert torch.equal(held, membranes(x[:1].expand(4, -1, -1), 0.9, backend=backend))

@@ -25,6 +25,9 @@ from snnkern.functional.lif import (
     LIF_DEFAULTS,
     lif,
 )
+from snnkern.functional.membranes import (
+    membranes,
+)
 from snnkern.functional.neurons import (
     DECAYS,
     Charge,
@@ -88,6 +91,7 @@ __all__ = [
     "lif",
     "maps_as_features",
     "maps_in_order",
+    "membranes",
     "norm_lif",
     "pack_if_spikes",
     "pack_nonzero",

@@ -224,13 +224,13 @@ def lif(
         return_state=return_state,
         backend=backend,
     )
-    held, steps = _held(x, timesteps)
-    outputs = LIFFunction.apply(held, *tensors, config._replace(timesteps=steps))
+    steps, count = held(x, timesteps)
+    outputs = LIFFunction.apply(steps, *tensors, config._replace(timesteps=count))
     result: Tensor | tuple[Tensor, ...] = wanted(outputs, config)
     return result
 
 
-def _held(x: Tensor, timesteps: int | None) -> tuple[Tensor, int]:
+def held(x: Tensor, timesteps: int | None) -> tuple[Tensor, int]:
     """What the op reads; and the number of steps where it is one that is held, else 0."""
     if timesteps is not None:
         check_int("timesteps", timesteps, 1)

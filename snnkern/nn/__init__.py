@@ -13,7 +13,7 @@ from snnkern.nn.gradient import (
 from snnkern.nn.neuron import IF, LIF
 from snnkern.nn.norm import NormLIF
 from snnkern.nn.packed import AvgPool2d, Conv2d, Linear, MaxPool2d
-from snnkern.nn.recording import watch_neurons, watch_spikes
+from snnkern.nn.recording import watch_membranes, watch_neurons, watch_spikes
 from snnkern.nn.residual import Residual
 from snnkern.nn.time import MeanReadout, SharedDropout, SumReadout, TimeDistributed
 
@@ -41,6 +41,7 @@ __all__ = [
     "evaluation_mode",
     "gradient",
     "hold_surrogates",
+    "watch_membranes",
     "watch_neurons",
     "watch_spikes",
 ]

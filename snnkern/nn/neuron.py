@@ -187,7 +187,7 @@ class LIF(GradientMode):
         """Spikes, and the final state with ``return_state``."""
         if self.is_relu:
             return x.relu()
-        v_init, current_init = self._carried_state(x)
+        v_init, current_init = self.carried_state(x)
         options = self.neuron_options() | {
             "v_init": v_init,
             "current_init": current_init,
@@ -208,7 +208,12 @@ class LIF(GradientMode):
         """Forgets the state of earlier calls. Only a stateful layer has one."""
         self._state = ()
 
-    def _carried_state(self, x: Tensor) -> tuple[float | Tensor | None, Tensor | None]:
+    def carried_state(self, x: Tensor) -> tuple[float | Tensor | None, Tensor | None]:
+        """``v_init`` and ``current_init`` of a call with ``x``.
+
+        Raises:
+            ValueError: the state that the call before left does not fit ``x``.
+        """
         if not self._state:
             return self.v_init, None
         shape = self._state[0].shape

@@ -1,4 +1,4 @@
-"""Looking at the spikes of a model while it runs."""
+"""Looking at the spikes and membranes of a model while it runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from snnkern import functional
 from snnkern.functional import unpack_spikes
 from snnkern.nn.neuron import LIF
+from snnkern.nn.norm import NormLIF
+from snnkern.nn.reading import scale_and_shift
 
 
 @contextmanager
@@ -61,3 +64,48 @@ def watch_spikes(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterat
 
     with watch_neurons(model, look):
         yield
+
+
+@contextmanager
+def watch_membranes(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block ``see(name, membranes)`` is called for every layer of neurons that spikes.
+
+    ``membranes`` is ``[T, N, ...]``, before reset: what the layer compares with its threshold. They
+    are computed beside the layer, just before it runs, and have no gradient.
+    """
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(module, LIF)
+            if not module.is_relu:
+                see(name, membranes_of(module, inputs[0]))
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(hook_for(name))
+        for name, module in model.named_modules()
+        if isinstance(module, LIF)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def membranes_of(layer: LIF, x: Tensor) -> Tensor:
+    """The membranes before reset, ``[T, N, ...]``, of a layer that is about to see ``x``.
+
+    Raises:
+        TypeError: ``layer`` normalises by statistics of the batch, which a look would move.
+    """
+    if isinstance(layer, NormLIF):
+        scale, shift = (t.view(-1, *(1,) * (x.dim() - 3)) for t in scale_and_shift(layer))
+        x = scale * x + shift
+    v_init, current_init = layer.carried_state(x)
+    options = layer.neuron_options() | {"v_init": v_init, "current_init": current_init}
+    for name in ("surrogate", "detach_reset", "spike_format", "return_state"):
+        del options[name]
+    return functional.membranes(x, **options)
