@@ -1,7 +1,7 @@
 """Reports: what a study measured, as one page, as Markdown and as a table for the terminal."""
 
 from snnkern.report.page import table_text, write_report
-from snnkern.report.study import (
+from snnkern.report.results import (
     Curve,
     Energy,
     Epoch,
@@ -10,8 +10,8 @@ from snnkern.report.study import (
     NetworkResult,
     Sample,
     Score,
-    Study,
 )
+from snnkern.report.study import Study
 
 __all__ = [
     "Curve",

@@ -26,7 +26,8 @@ from snnkern.report.drawing import (
     panels_of,
     styled,
 )
-from snnkern.report.study import Curve, CurveKind, Layer, NetworkResult, Score, Study
+from snnkern.report.results import Curve, CurveKind, Layer, NetworkResult, Score
+from snnkern.report.study import Study
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 # How opaque the cell of a member is that breaks all: the number in it stays readable.

@@ -13,7 +13,7 @@ from snnkern import functional, reference
 from snnkern.attacks import Attack
 from snnkern.measures import cost, spike_distance, spiking_activity
 from snnkern.nn import LIF, evaluation_mode, watch_spikes
-from snnkern.report.study import Energy, Layer, Membrane, Sample
+from snnkern.report.results import Energy, Layer, Membrane, Sample
 
 
 class Shown(NamedTuple):

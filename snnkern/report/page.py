@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from snnkern._files import write_atomically
 from snnkern._table import MISSING, Cell, Table, eps_text, markdown_text, share_cell
-from snnkern.report.study import NetworkResult, Sample, Score, Study
+from snnkern.report.results import NetworkResult, Sample, Score
+from snnkern.report.study import Study
 
 
 def write_report(study: Study, folder: str | os.PathLike[str]) -> Path:

@@ -24,7 +24,8 @@ from snnkern.data import loader
 from snnkern.models import SpikingNetwork
 from snnkern.nn import Events
 from snnkern.report.network import Shown, show
-from snnkern.report.study import Curve, CurveKind, Epoch, NetworkResult, Score, Study
+from snnkern.report.results import Curve, CurveKind, Epoch, NetworkResult, Score
+from snnkern.report.study import Study
 from snnkern.training.attack import (
     DRAWS,
     MEMBERS,

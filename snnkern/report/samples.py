@@ -28,7 +28,7 @@ from snnkern.report.drawing import (
     panels_of,
     styled,
 )
-from snnkern.report.study import Sample
+from snnkern.report.results import Sample
 
 _NO_PNG_METADATA: dict[str, Any] = {"Software": None}
 _RASTER_COLUMNS = 4
