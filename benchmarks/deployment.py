@@ -34,8 +34,7 @@ from snnkern._table import Table, percent
 from snnkern.bench import Quartiles
 from snnkern.data import enlarged_digits
 from snnkern.models import SpikingNetwork, vgg11
-from snnkern.nn import LIF, NormLIF, TimeDistributed, watch_neurons, watch_spikes
-from snnkern.report.network import membrane_trace
+from snnkern.nn import LIF, NormLIF, TimeDistributed, watch_membranes, watch_spikes
 
 TIMESTEPS, EPOCHS, BATCH = 8, 3, 32
 SCALE = 0.3  # of converted thresholds
@@ -167,14 +166,14 @@ def listening(network: nn.Module, images: Tensor) -> list[str]:
     """For every width how many neurons a surrogate of that support lets listen, in sentences."""
     near: dict[float, list[Tensor]] = {width: [] for width in WIDTHS}
 
-    def see(_: str, layer: LIF, x: Tensor, output: Tensor) -> None:
-        after, acting = membrane_trace(layer, x), layer.dynamics()
-        before = torch.cat((torch.zeros_like(after[:1]), after[:-1]))
-        distance = acting["leak"] * before + layer.current(x) - acting["threshold"]
+    def see(name: str, membranes: Tensor) -> None:
+        layer = network.get_submodule(name)
+        assert isinstance(layer, LIF)
+        distance = membranes - layer.dynamics()["threshold"]
         for width, layers in near.items():
             layers.append(distance.abs() < width)
 
-    with torch.no_grad(), watch_neurons(network, see):
+    with torch.no_grad(), watch_membranes(network, see):
         network(images)
     lines = []
     for width, layers in near.items():

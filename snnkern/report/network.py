@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnkern import functional, reference
+from snnkern import reference
 from snnkern.attacks import Attack
 from snnkern.measures import cost, spike_distance, spiking_activity
 from snnkern.nn import LIF, evaluation_mode, watch_spikes
+from snnkern.nn.recording import membranes_of
 from snnkern.report.results import Energy, Layer, Membrane, Sample
 
 
@@ -141,9 +142,7 @@ def _membranes(model: nn.Module, clean: _Pass, attacked: _Pass) -> dict[str, lis
             like = clean.inputs[name][:1, :1]
             threshold = torch.as_tensor(layer.dynamics()["threshold"]).to(like)
             thresholds = reference.broadcast(threshold, like).expand(like.shape).flatten()
-            traces = [
-                membrane_trace(layer, run.inputs[name]).flatten(2) for run in (clean, attacked)
-            ]
+            traces = [membranes_of(layer, run.inputs[name]).flatten(2) for run in (clean, attacked)]
             count, timesteps = spikes.sum(0), len(spikes)
             moved = (spikes ^ attacked.spikes[name]).sum(0)
             varied = torch.minimum(count, timesteps - count)
@@ -157,15 +156,3 @@ def _membranes(model: nn.Module, clean: _Pass, attacked: _Pass) -> dict[str, lis
                 for i, neuron in enumerate(neurons)
             ]
     return found
-
-
-def membrane_trace(layer: LIF, x: Tensor) -> Tensor:
-    """The membrane after every step, ``[T, N, ...]``, of a layer that sees ``x`` of that shape."""
-    current = layer.current(x)
-    options = layer.neuron_options() | {"return_state": True, "spike_format": "input"}
-    steps = []
-    for step in current.split(1):
-        _, *state = functional.lif(step, **options)
-        options |= dict(zip(("v_init", "current_init"), state, strict=False))
-        steps.append(state[0])
-    return torch.stack(steps)

@@ -181,7 +181,7 @@ class Energy:
 
 
 class Membrane(NamedTuple):
-    """The membrane of one neuron after every time step, float32 [T], clean and attacked."""
+    """The membrane of one neuron before reset at every step, float32 [T], clean and attacked."""
 
     neuron: int
     threshold: float

@@ -129,7 +129,7 @@ def membranes(sample: Sample, prefix: str) -> Drawing | None:
             ],
         )
         alt = "Membranes. " + " ".join(
-            f"{layer}, neuron {m.neuron}: {m.clean[-1]:.3g} after the last step clean, "
+            f"{layer}, neuron {m.neuron}: {m.clean[-1]:.3g} at the last step clean, "
             f"{m.adversarial[-1]:.3g} adversarial."
             for layer, m in sample.membranes.items()
         )
@@ -236,7 +236,7 @@ def _membrane_table(sample: Sample) -> Table:
             traces.append(getattr(membrane, kind))
     steps = len(traces[0])
     return Table(
-        "Membrane after every step",
+        "Membrane at every step, before reset",
         tuple(heads),
         tuple(
             (Cell(str(t + 1)), *(Cell(f"{trace[t]:.4g}") for trace in traces)) for t in range(steps)
