@@ -93,7 +93,6 @@ class EventDriven(SpikeInput):
     channels last in memory. The weight stands a second time in memory, in the order that events
     read. For backward what is not spikes is kept as it is, its events beside it as bits.
 
-
     Args:
         args, options: as the layer of torch takes them, and ``spike_input``.
         event_driven: None chooses. True insists: what cannot go by events raises a ValueError.
@@ -149,7 +148,7 @@ class EventDriven(SpikeInput):
         if reason:
             self.choice.never(reason)
             return Look(self._pack(x) if learns else None)
-        # The mode, not `learns`: a checkpoint's two passes are to choose alike.
+        # The mode, not `learns`, and the same images: a checkpoint's two passes are to choose alike.
         trains = self.training and weight.requires_grad
         below = events.limit(x, weight, positions, trains, sums_gradients_of_weights(geometry))
         packed = self._pack(x) if learns else None
