@@ -20,7 +20,7 @@ EVENT_COST, IDLE_COST, INPUT_COST, ROW_COST = 1.1, 0.12, 40.0, 100.0
 # Events whose values are read and multiplied by pay up to this share of the density.
 GRADED = 0.85
 # How many dense products of bfloat16 go in the time of one of float32, on CPUs that have them.
-FASTER = {torch.float32: 1.0, torch.bfloat16: 3.0}
+FASTER = {torch.float32: 1.0, torch.bfloat16: 2.2}
 # Of the dense time, events have to promise less than this.
 WORTH = 0.85
 # Dense products that are nearly over before anything has been looked at.

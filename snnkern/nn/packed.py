@@ -148,7 +148,7 @@ class EventDriven(SpikeInput):
         if reason:
             self.choice.never(reason)
             return Look(self._pack(x) if learns else None)
-        # The mode, not `learns`, and the same images: a checkpoint's two passes are to choose alike.
+        # The mode, not `learns`, and the same images: a checkpoint's passes are to choose alike.
         trains = self.training and weight.requires_grad
         below = events.limit(x, weight, positions, trains, sums_gradients_of_weights(geometry))
         packed = self._pack(x) if learns else None
