@@ -106,10 +106,10 @@ def test_dense_layers_multiply_to_the_same(name: str, monkeypatch: pytest.Monkey
         return multiply(*arguments)
 
     monkeypatch.setattr(DenseLayer, "of_spikes", counted)
-    monkeypatch.setattr(events, "share", lambda *_: 0.0)
+    monkeypatch.setattr(events, "share", lambda *_, **__: 0.0)
     by_events = compiled(images)
     assert not calls
-    monkeypatch.setattr(events, "share", lambda *_: 1.0)
+    monkeypatch.setattr(events, "share", lambda *_, **__: 1.0)
     dense = compiled(images)
     assert len(calls) > 3
     assert by_events.abs().max() > 0

@@ -245,10 +245,11 @@ class SpikingLayer:
         """``current`` ``[N * T, H', W', K]`` comes on top of that of the spikes."""
         affine = self.rows.affine
         maps = self.rows.outputs(spikes)
-        # Of what a dense product sees after pooling.
-        seen = math.prod(spikes.size) / math.prod(affine.pool)
-        density = events.density_of(spikes.packed, 1) / seen
-        if events.share(density, spikes.maps[0]) >= 1:
+        density = events.density_of(spikes.packed, math.prod(spikes.size))
+        pool = math.prod(affine.pool)
+        # What pooling makes of spikes that do not depend on each other; they rather lie together.
+        density = 1 - (1 - density) ** pool
+        if events.share(density, spikes.maps[0], graded=pool > 1) >= 1:
             return self.dense.of_spikes(spikes, current)
         start = torch.full((math.prod(maps),), self.v_init) if self.v_init else None
         packed = torch.ops.snnkern.spike_conv2d_lif(

@@ -233,35 +233,51 @@ void spike_rows(const SpikeConv& p, const float* weight, float* rows, std::int64
   }
 }
 
+namespace {
+
+// Calls f(word, bits) for position `at` of an image: kWord channels from c on of every spike that
+// is pooled there.
+template <class Call>
+void for_each_pooled(const SpikeConv& p, const std::uint8_t* image, std::int64_t c, std::int64_t at,
+                     Call&& f) {
+  const std::int64_t count = std::min(kWord, p.channels - c);
+  const std::int64_t h = at / p.width.in * p.pool_height, w = at % p.width.in * p.pool_width;
+  for (std::int64_t i = h; i < h + p.pool_height; ++i) {
+    for (std::int64_t k = w; k < w + p.pool_width; ++k) {
+      f(word_at(image, (i * p.width.in * p.pool_width + k) * p.channels + c, count));
+    }
+  }
+}
+
+}  // namespace
+
 std::int64_t input_words(const SpikeConv& p) {
-  const std::int64_t groups = (p.channels + kWord - 1) / kWord;
-  return groups * p.images * p.positions() * p.pool_height * p.pool_width;
+  return (p.channels + kWord - 1) / kWord * p.images * p.positions();
 }
 
 void fill_inputs(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* words,
                  std::int64_t first, std::int64_t last) {
-  const std::int64_t pool = p.pool_height * p.pool_width, of_image = p.positions() * pool;
+  const std::int64_t positions = p.positions();
   for (std::int64_t n = first; n < last; ++n) {
     const std::uint8_t* const image = bits + n * p.bytes();
     for (std::int64_t c = 0; c < p.channels; c += kWord) {
-      std::uint64_t* const group = words + (c / kWord * p.images + n) * of_image;
+      std::uint64_t* const group = words + (c / kWord * p.images + n) * positions;
       const std::int64_t count = std::min(kWord, p.channels - c);
       if (!p.channels_last) {
-        std::fill_n(group, of_image, std::uint64_t{0});
+        std::fill_n(group, positions, std::uint64_t{0});
         for (std::int64_t k = 0; k < count; ++k) {
-          for_each_bit(image, (c + k) * of_image, of_image,
+          for_each_bit(image, (c + k) * positions, positions,
                        [&](std::int64_t at) { group[at] |= std::uint64_t{1} << k; });
         }
-        continue;
-      }
-      std::int64_t bit = c;
-      for (std::int64_t h = 0; h < p.height.in * p.pool_height; ++h) {
-        std::uint64_t* out =
-            group + h / p.pool_height * p.width.in * pool + h % p.pool_height * p.pool_width;
-        for (std::int64_t w = 0; w < p.width.in; ++w, out += pool) {
-          for (std::int64_t k = 0; k < p.pool_width; ++k, bit += p.channels) {
-            out[k] = word_at(image, bit, count);
-          }
+      } else if (p.pools()) {
+        for (std::int64_t at = 0; at < positions; ++at) {
+          std::uint64_t any = 0;
+          for_each_pooled(p, image, c, at, [&](std::uint64_t word) { any |= word; });
+          group[at] = any;
+        }
+      } else {
+        for (std::int64_t at = 0; at < positions; ++at) {
+          group[at] = word_at(image, at * p.channels + c, count);
         }
       }
     }
@@ -275,6 +291,27 @@ std::int64_t start_values(const std::uint64_t* words, std::int64_t count, std::i
     values += std::popcount(words[i]);
   }
   return values;
+}
+
+void fill_input_counts(const SpikeConv& p, const std::uint8_t* bits, const std::uint64_t* words,
+                       const std::int64_t* starts, float* values, std::int64_t first,
+                       std::int64_t last) {
+  for (std::int64_t n = first; n < last; ++n) {
+    for (std::int64_t c = 0; c < p.channels; c += kWord) {
+      const std::int64_t group = (c / kWord * p.images + n) * p.positions();
+      for (std::int64_t at = 0; at < p.positions(); ++at) {
+        float* const counts = values + starts[group + at];
+        const std::uint64_t any = words[group + at];
+        std::fill_n(counts, std::popcount(any), 0.0f);
+        for_each_pooled(p, bits + n * p.bytes(), c, at, [&](std::uint64_t word) {
+          float* count = counts;
+          for (std::uint64_t left = any; left; left &= left - 1, ++count) {
+            *count += static_cast<float>(word >> std::countr_zero(left) & 1);
+          }
+        });
+      }
+    }
+  }
 }
 
 void fill_input_values(const SpikeConv& p, const float* spikes, const std::uint64_t* words,
@@ -308,7 +345,6 @@ void spike_conv(const SpikeConv& p, const Events& inputs, const float* rows, con
   const bool together = OutputRows::neighbouring(p);
   const std::int64_t left = together ? p.left() : 0, block = p.block;
   const std::int64_t line = OutputRows::columns_of_sums(p) * block;
-  const std::int64_t pool = p.pool_height * p.pool_width;
   Rows<float> memory(line, stretch.images * stretch.rows);
   float* const sums = memory.take(stretch.images * stretch.rows);
 
@@ -338,16 +374,16 @@ void spike_conv(const SpikeConv& p, const Events& inputs, const float* rows, con
       const std::int64_t at = together ? p.reached() : columns.begin;
       RowSums lines_of_image{.lines = seen.size(),
                              .cells = columns.size(),
-                             .words = pool,
+                             .words = 1,
                              .bit_step = p.row(),
                              .word_step = 0,
                              .events = {},
-                             .line_words = height.stride * width.in * pool,
-                             .cell_words = (together ? 1 : width.stride) * pool,
+                             .line_words = height.stride * width.in,
+                             .cell_words = together ? 1 : width.stride,
                              .sums = nullptr,
                              .line_sums = line,
                              .cell_sums = block};
-      const std::int64_t of_image = p.positions() * pool;
+      const std::int64_t of_image = p.positions();
       const Events events = inputs.from((c / kWord * p.images + n0) * of_image);
       // Where images have one line, or all of theirs are seen, they follow each other.
       const bool all_seen = seen.size() == height.in && lines == height.in && height.stride == 1;
@@ -355,7 +391,7 @@ void spike_conv(const SpikeConv& p, const Events& inputs, const float* rows, con
       if (lines == 1) lines_of_image.line_words = of_image;
       if (as_one) lines_of_image.lines *= images;
       for (std::int64_t n = 0; n < (as_one ? 1 : images); ++n) {
-        lines_of_image.events = events.from(n * of_image + (row * width.in + column) * pool);
+        lines_of_image.events = events.from(n * of_image + row * width.in + column);
         lines_of_image.sums = sums + (n * lines + seen.begin - o0) * line + at * block;
         add_rows(together ? p.row() : block, from, lines_of_image);
       }

@@ -41,8 +41,9 @@ struct SpikeConv {
   bool channels_last;  // of the bits; else channels first
   std::int64_t block;  // output channels whose weights lie together, a multiple of kRowUnit
   // Maps of spikes, channels last, may be larger by these: what falls into one position is added
-  // up.
+  // up, to a graded spike.
   std::int64_t pool_height = 1, pool_width = 1;
+  bool pools() const { return pool_height * pool_width > 1; }
 
   std::int64_t positions() const { return height.in * width.in; }
   // Of what lies as the bits do.
@@ -82,12 +83,16 @@ void spike_rows(const SpikeConv& p, const float* weight, float* rows, std::int64
 // Where the values of each of `count` words begin, to `starts`; how many there are in all.
 std::int64_t start_values(const std::uint64_t* words, std::int64_t count, std::int64_t* starts);
 
-// Forward. Inputs as words of kWord channels, [group, image, height, width, position of the pool].
+// Forward. Inputs as words of kWord channels, [group, image, height, width].
 std::int64_t input_words(const SpikeConv& p);
 // Images [first, last).
 void fill_inputs(const SpikeConv& p, const std::uint8_t* bits, std::uint64_t* words,
                  std::int64_t first, std::int64_t last);
 
+// How many of those that are pooled each of their events is.
+void fill_input_counts(const SpikeConv& p, const std::uint8_t* bits, const std::uint64_t* words,
+                       const std::int64_t* starts, float* values, std::int64_t first,
+                       std::int64_t last);
 // The values of their events, of spikes that lie as their bits do, none pooled.
 void fill_input_values(const SpikeConv& p, const float* spikes, const std::uint64_t* words,
                        const std::int64_t* starts, float* values, std::int64_t first,

@@ -166,10 +166,14 @@ void convolve(const SpikeConv& p, const uint8_t* bits, const float* spikes, cons
   const int64_t of_image = p.positions() * p.channels / kWord;
   share(p.images, of_image,
         [&](int64_t first, int64_t last) { fill_inputs(p, bits, inputs.words(), first, last); });
-  if (spikes) {
+  if (spikes || p.pools()) {
     inputs.make_room_for_values();
     share(p.images, of_image, [&](int64_t first, int64_t last) {
-      fill_input_values(p, spikes, inputs.words(), inputs.starts(), inputs.values(), first, last);
+      if (spikes) {
+        fill_input_values(p, spikes, inputs.words(), inputs.starts(), inputs.values(), first, last);
+      } else {
+        fill_input_counts(p, bits, inputs.words(), inputs.starts(), inputs.values(), first, last);
+      }
     });
   }
   const int64_t tasks = output_tasks(p), sums = p.images * p.height.out * p.width.out * p.block;

@@ -68,8 +68,10 @@ def is_watched() -> bool:
     )
 
 
-def share(density: float, channels: int) -> float:
+def share(density: float, channels: int, *, graded: bool = False) -> float:
     """The time of sums by events over that of dense products of float32."""
+    if graded:
+        density /= GRADED
     return EVENT_COST * density + IDLE_COST * (-(-channels // 64) * 64 / channels)
 
 
