@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +59,18 @@ class Spikes(NamedTuple):
         op = torch.ops.snnkern.unpack_spikes
         spikes: Tensor = op(self.packed, self.size, self.strides, torch.float32)
         return spikes
+
+    def density(self, pool: Sequence[int]) -> float:
+        """The share of windows of ``pool`` in which something spikes.
+
+        Where they pool, that of two samples.
+        """
+        if math.prod(pool) == 1:
+            return events.density_of(self.packed, math.prod(self.size))
+        samples = self.packed.unflatten(0, (-1, self.timesteps))
+        some = samples[:: (len(samples) + 1) // 2].flatten(0, 1)
+        spikes = self._replace(packed=some).unpacked()
+        return F.max_pool2d(spikes, tuple(pool)).mean().item()
 
     @classmethod
     def of(cls, spikes: Tensor, timesteps: int) -> Spikes:
@@ -245,11 +257,9 @@ class SpikingLayer:
         """``current`` ``[N * T, H', W', K]`` comes on top of that of the spikes."""
         affine = self.rows.affine
         maps = self.rows.outputs(spikes)
-        density = events.density_of(spikes.packed, math.prod(spikes.size))
-        pool = math.prod(affine.pool)
-        # What pooling makes of spikes that do not depend on each other; they rather lie together.
-        density = 1 - (1 - density) ** pool
-        if events.share(density, spikes.maps[0], graded=pool > 1) >= 1:
+        pools = math.prod(affine.pool) > 1
+        share = events.share(spikes.density(affine.pool), spikes.maps[0], graded=pools)
+        if share >= events.WORTH:
             return self.dense.of_spikes(spikes, current)
         start = torch.full((math.prod(maps),), self.v_init) if self.v_init else None
         packed = torch.ops.snnkern.spike_conv2d_lif(
