@@ -3,8 +3,9 @@
 The class that a network with rate coding gives to most draws changes only where the distribution of
 the draws does. A spike fires with the (scaled, normalised) pixel as probability, so a perturbation
 of the image moves at most ``T * sum(|change of the probability|)`` of it; a class with more than
-half of the draws by more than that keeps them. Nothing is asked of the network (compare
-Mukhoty et al. 2024, whose radius lacks the number of time steps).
+half of the draws by more than that keeps them. Nothing is asked of the layers but that an image's
+draws depend on nothing else (compare Mukhoty et al. 2024, whose radius lacks the number of time
+steps).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snnkern._checks import check_images, check_int, check_number
+from snnkern.certify.bounds import network_of
 from snnkern.models import Normalize, SpikingNetwork
-from snnkern.nn import RateCoding, evaluation_mode
-from snnkern.nn.reading import runs_as
+from snnkern.nn import NormLIF, RateCoding, check_stateless, evaluation_mode
+from snnkern.nn.reading import running_statistics, runs_as
 
 ABSTAINED = -1
 
@@ -63,8 +65,8 @@ def smooth(
         generator: makes the draws repeatable.
 
     Raises:
-        TypeError: a network without rate coding.
-        ValueError: one that rounds its rates to levels.
+        TypeError: a network without rate coding, or whose output depends on the batch.
+        ValueError: one that rounds its rates to levels, or carries state from call to call.
         ImportError: SciPy is not installed.
     """
     try:
@@ -77,6 +79,8 @@ def smooth(
     check_int("draws", draws, 1)
     check_int("selection", selection, 1)
     check_number("alpha", alpha, low=0, high=1, open_low=True)
+    network_of(model)
+    check_stateless(model)
     encoder, normalize = model.encoder, model.normalize
     if not runs_as(encoder, RateCoding) or encoder.is_relu:
         raise TypeError(f"model has the encoder {encoder}, expected RateCoding")
@@ -88,6 +92,9 @@ def smooth(
     if not runs_as(normalize, Normalize):
         raise TypeError(f"model normalises by {type(normalize).__name__}, expected Normalize")
     with torch.no_grad(), evaluation_mode(model):
+        for module in model.modules():
+            if isinstance(module, NormLIF | nn.BatchNorm1d | nn.BatchNorm2d):
+                running_statistics(module)  # else draws would depend on the images beside them
         pixels = normalize(x)
 
         def votes(count: int) -> Tensor:
@@ -103,8 +110,10 @@ def smooth(
     share = torch.from_numpy(beta.ppf(alpha, times.clamp(min=1).numpy(), draws - times.numpy() + 1))
     share = torch.where(times > 0, share, 0.0)
     # Draws are numbers of so many bits: every spike may be off by one of them.
-    grain = torch.finfo(x.dtype).eps * encoder.timesteps * x[0].numel()
-    per_pixel = encoder.rate / normalize.std.double().min().item()
+    grain = torch.finfo(pixels.dtype).eps * encoder.timesteps * pixels[0].numel()
+    # A grey pixel that normalisation makes several channels of moves them all.
+    channels = pixels[0].numel() / x[0].numel()
+    per_pixel = channels * encoder.rate / normalize.std.double().abs().min().item()
     radius = ((share - 0.5 - grain) / (encoder.timesteps * per_pixel)).clamp(min=0)
     prediction = torch.where(radius > 0, chosen.cpu(), ABSTAINED)
     return Smoothed(prediction.to(x.device), radius.to(x.device), float(alpha), encoder.timesteps)
