@@ -76,9 +76,14 @@ def magnitude_of(box: Interval) -> Tensor:
     return torch.maximum(box.lower.abs(), box.upper.abs())
 
 
+def sums_of(values: Tensor) -> Tensor:
+    """``[T, N, ...]``: the sum over time and features, ``[N]`` float64."""
+    return values.double().flatten(2).sum((0, 2))
+
+
 def down(bias: Tensor) -> Tensor:
-    """Less by as much as adding up hundreds of such numbers can round off."""
-    return bias - 2.0**-44 * bias.abs()
+    """Less by as much as adding up hundreds of such numbers can round off, or underflow."""
+    return bias - (2.0**-44 * bias.abs() + 2.0**-960)
 
 
 def round_down(values: Tensor, dtype: torch.dtype) -> Tensor:

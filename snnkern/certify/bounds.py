@@ -384,8 +384,6 @@ def verify(
     network_of(model)
     check_images(x, y)
     check_number("eps", eps, low=0)
-    # Below it sums are not off by a share of what they add up.
-    least = torch.finfo(x.dtype).smallest_normal
     # The sums are rounded once, to the images' dtype: one number outwards covers that.
     lower, upper = ((x.double() + side * eps).to(x.dtype) for side in (-1, 1))
     lower = torch.nextafter(lower, torch.full_like(x, -math.inf)).clamp(0, 1)
@@ -423,10 +421,10 @@ def verify(
         others = logits.scatter(1, y[:, None], -math.inf).amax(1, keepdim=True)
         broken = (reached <= 0) & (own <= others).squeeze(1)
         return Certificate(
-            margin > least, margin, float(eps), method, model.timesteps, seed, broken, images
+            margin > 0, margin, float(eps), method, model.timesteps, seed, broken, images
         )
     margin = _bounds(model, lower, upper, y, method, draws, enough=0.0).amin(1)
-    return Certificate(margin > least, margin, float(eps), method, model.timesteps, seed)
+    return Certificate(margin > 0, margin, float(eps), method, model.timesteps, seed)
 
 
 def _within(x: Tensor, eps: float, images: Tensor) -> Tensor:

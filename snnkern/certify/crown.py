@@ -28,6 +28,7 @@ from snnkern.certify.backward import (
     down,
     magnitude_of,
     one_after_the_other,
+    sums_of,
     weigh,
 )
 from snnkern.certify.neurons import through_neurons
@@ -82,8 +83,11 @@ def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Op
     with torch.no_grad():
         size = its.magnitude(magnitude_of(seen).flatten(0, 1)) + its.bias
     zero = its.apply(torch.zeros_like(seen.lower[0, :1]))
-    size = size.view(timesteps, -1, *size.shape[1:])
-    gamma = ibp.rounding(max(its.terms, its.spread), box.lower.dtype)
+    size = size.view(timesteps, -1, *size.shape[1:]).double()
+    terms = max(its.terms, its.spread)
+    gamma, lost = (f(terms, box.lower.dtype) for f in (ibp.rounding, ibp.lost))
+    # What underflows in weights of the input, and of the output where time is summed.
+    fixed = lost * (sums_of(magnitude_of(seen)) + sums_of(size))
 
     def back(rows: Tensor) -> tuple[Tensor, Tensor]:
         slack = torch.zeros((), dtype=torch.float64, device=rows.device)
@@ -91,10 +95,9 @@ def _affine(module: TimeDistributed, its: ibp.Affine, box: Interval, options: Op
             once = rows.sum(1, keepdim=True, dtype=torch.float64)
             slack = 2.0**-50 * rows.shape[1] * weigh(rows.abs().sum(1, keepdim=True), size)
             rows = once.to(rows.dtype)
-        summed = ibp.rounding(rows[0, :, 0].numel(), torch.float64)
-        slack = slack + (gamma + summed) * weigh(
-            rows.abs(), size.expand(rows.shape[1], *size.shape[1:])
-        )
+        share = gamma + ibp.rounding(rows[0, :, 0].numel(), torch.float64)
+        off = (share * size + lost).expand(rows.shape[1], *size.shape[1:])
+        slack = slack + weigh(rows.abs(), off) + rows.shape[1] * fixed
         bias = torch.einsum("rtnf,f->rn", rows.double().flatten(3), zero.double().flatten())
         flat = rows.flatten(0, 2)
         weights = its.back(flat, torch.Size((len(flat), *box.lower.shape[2:])))
@@ -138,11 +141,13 @@ def _residual(module: Residual, box: Interval, options: Options) -> Traced:
     factors = [1.0, 1.0]
     if module.branch_weights is not None:
         factors = [weight.item() for weight in module.branch_weights]
-    unit = torch.finfo(box.lower.dtype).eps
-    reach = magnitude_of(box)
-    past, through = (
-        abs(w) * magnitude_of(part.box) for w, part in zip(factors, parts, strict=True)
-    )
+    dtype = box.lower.dtype
+    unit, lost = torch.finfo(dtype).eps, ibp.lost(4, dtype)
+    reach, ends = magnitude_of(box), [magnitude_of(part.box) for part in parts]
+    past, through = (abs(w) * end for w, end in zip(factors, ends, strict=True))
+    off = 4 * unit * (past.double() + through) + lost
+    # What underflows in the weights of both parts, and of their input.
+    fixed = lost * (sums_of(reach) + sums_of(ends[0]) + sums_of(ends[1]))
 
     def back(rows: Tensor) -> tuple[Tensor, Tensor]:
         found = [part.back(factor * rows) for factor, part in zip(factors, parts, strict=True)]
@@ -152,8 +157,8 @@ def _residual(module: Residual, box: Interval, options: Options) -> Traced:
         if lines[0].shape[1] != lines[1].shape[1]:  # one of them is summed over time
             lines, sizes = ([t.sum(1, keepdim=True) for t in ts] for ts in (lines, sizes))
         size = sizes[0] + sizes[1]
-        slack = 4 * unit * weigh(rows.abs(), (past + through).expand(rows.shape[1:]))
-        slack = slack + len(reach) * 2 * unit * weigh(size, reach[: size.shape[1]])
+        slack = weigh(rows.abs(), off.expand(rows.shape[1:]))
+        slack = slack + len(reach) * 2 * unit * weigh(size, reach[: size.shape[1]]) + fixed
         return (lines[0] + lines[1]).to(rows.dtype), bias - slack
 
     return Traced(ibp.propagate(module, box), back, max(part.width for part in parts))

@@ -93,8 +93,11 @@ class Trains:
         leak, self.threshold = (self._pick(value).double() for value in broadcast.values())
         self.low, self.high = (self._pick(end[0]).double() for end in box)
         self.width, self.cut = self._pick(width), self._pick(cut).double()
-        # The relative error of a membrane that was charged T times without reset, and more.
-        tolerance = 4 * (timesteps + 2) * torch.finfo(box.lower.dtype).eps
+        # The errors of a membrane that was charged T times without reset, and more: the relative
+        # one, and that of numbers that underflow.
+        limits_of = torch.finfo(box.lower.dtype)
+        units = limits_of.eps, limits_of.smallest_normal
+        tolerance, lost = (4 * (timesteps + 2) * unit for unit in units)
         fastest, slowest = self._pick(self.fastest), self._pick(self.slowest)
         ends: list[Tensor] = []
         there: list[Tensor] = []
@@ -106,8 +109,8 @@ class Trains:
             reachable = (fastest <= period) & (period <= slowest)
             if 1 < period <= timesteps:
                 reachable &= leak > 0
-            left = torch.maximum(least * (1 - tolerance), self.low)
-            right = torch.minimum(above * (1 + tolerance), self.high)
+            left = torch.maximum(least * (1 - tolerance) - lost, self.low)
+            right = torch.minimum(above * (1 + tolerance) + lost, self.high)
             ends += [left, torch.maximum(left, right)]
             there += [reachable] * 2
             above = least

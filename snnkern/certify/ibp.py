@@ -46,6 +46,15 @@ def rounding(terms: int, dtype: torch.dtype) -> float:
     return 3 * n * u / (1 - n * u)
 
 
+def lost(terms: int, dtype: torch.dtype) -> float:
+    """Bound on the absolute errors of sums of products that are subnormal numbers.
+
+    Each is off by half the smallest of these; the smallest normal number is 2^23 of them and more,
+    enough for the products of the network and all of the bound.
+    """
+    return terms * torch.finfo(dtype).smallest_normal
+
+
 @dataclass(frozen=True)
 class Affine:
     """An affine module, and what bounds its rounding errors.
@@ -89,10 +98,11 @@ def affine(box: Interval, its: Affine) -> Interval:
     centre = (box.lower + box.upper) / 2
     # Rounding may leave the centre off the middle: the radius reaches the farther end.
     radius = torch.maximum(box.upper - centre, centre - box.lower)
-    # Products that are subnormal are off by up to half of the least number instead.
-    least = torch.finfo(centre.dtype).smallest_normal * torch.finfo(centre.dtype).eps
-    off = radius + gamma * (centre.abs() + 2 * radius) + least
-    spread = its.magnitude(off) + gamma * its.bias + 3 * its.terms * least
+    reach = centre.abs() + 2 * radius
+    # What underflows in the product is less than what is added. Zeros stay: many CPUs take long
+    # over products of subnormal numbers.
+    off = gamma * reach + reach.detach().clamp(max=lost(1, reach.dtype))
+    spread = its.magnitude(radius + off) + (gamma * its.bias + lost(its.terms, reach.dtype))
     middle = its.apply(centre)
     if not bool(middle.isfinite().all() and spread.isfinite().all()):
         raise ValueError(
@@ -177,6 +187,8 @@ def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
     scale = torch.rsqrt(var + module.eps)
     if module.weight is not None:
         scale = scale * module.weight.abs()
+    # The network's may underflow: by so much that the relative error of this one covers it.
+    scale = scale.clamp(min=lost(1, scale.dtype) / rounding(4, scale.dtype))
     bias = (mean * scale).abs() + (0.0 if module.bias is None else module.bias.abs())
     channel = (1, -1) if isinstance(module, nn.BatchNorm1d) else (1, -1, 1, 1)
 
@@ -349,7 +361,7 @@ def _budgeted(module: Budgeted, box: Interval) -> Interval:
         )
     around = affine(Interval(merged, merged), its)
     size = its.magnitude(torch.ones_like(merged)) + its.bias
-    spread = rounding(its.terms, merged.dtype) * size
+    spread = rounding(its.terms, merged.dtype) * size + lost(its.terms, merged.dtype)
     less, more = (torch.stack(part).view(around.lower.shape) for part in zip(*parts, strict=True))
     near = Interval(around.lower + less - spread, around.upper + more + spread)
     near = near.map(lambda t: t.view(anywhere.lower.shape))
@@ -462,7 +474,8 @@ def split_head(layers: list[nn.Module]) -> tuple[Head, list[nn.Module]]:
             reach = torch.maximum(box.lower.abs(), box.upper.abs()).sum(0)
             absolute = weight[y][:, None].abs() + weight[others].abs()
             size = size + torch.einsum("nkf,nf->nk", absolute, reach)
-            slack = rounding(module.in_features + timesteps + 2, box.lower.dtype) * size
+            terms, dtype = module.in_features + timesteps + 2, box.lower.dtype
+            slack = rounding(terms, dtype) * size + lost(terms, dtype)
             return Target(difference, constant - slack)
 
         return of_currents, layers[:-1]

@@ -18,6 +18,7 @@ from snnkern.certify.backward import (
     magnitude_of,
     one_after_the_other,
     round_down,
+    sums_of,
     weigh,
 )
 from snnkern.certify.slopes import Layer
@@ -84,10 +85,16 @@ def through_neurons(
         if options.outward:
             count = bias[0, 0].numel()
             off = ibp.rounding(count, torch.float64) * bias.detach().abs().sum(features)
-            total = total - off
+            total = total - off - _lost(lines)
         return lines, total
 
     return _behind(Traced(Interval(surely, maybe), back, surely.numel()), scaling)
+
+
+def _lost(lines: Tensor) -> Tensor:
+    """What neurons whose membranes underflow may be off by, ``[R, N]``: a charge at every step."""
+    sizes = lines.detach().abs().flatten(3).sum((1, 3), dtype=torch.float64)
+    return ibp.lost(1, lines.dtype) * sizes
 
 
 def _relu(box: Interval) -> Traced:
@@ -130,13 +137,15 @@ def _behind(traced: Traced, before: Backward | None) -> Traced:
 def _norm(layer: NormLIF, box: Interval) -> tuple[Interval, Backward]:
     """What the neurons of a normalised layer see, and the way back through scale and shift."""
     scale, shift = (t[:, *(None,) * (box.lower.dim() - 3)] for t in scale_and_shift(layer))
-    size = scale.abs() * magnitude_of(box) + shift.abs()
-    unit = torch.finfo(box.lower.dtype).eps
+    size = (scale.abs() * magnitude_of(box) + shift.abs()).double()
+    unit, lost = torch.finfo(box.lower.dtype).eps, ibp.lost(4, box.lower.dtype)
+    fixed = lost * sums_of(magnitude_of(box))
 
     def back(rows: Tensor) -> tuple[Tensor, Tensor]:
         bias = weigh(rows, shift.expand(rows.shape[1:]))
         gamma = 4 * unit + ibp.rounding(rows[0, :, 0].numel(), torch.float64)
-        return rows * scale, bias - gamma * weigh(rows.abs(), size[: rows.shape[1]])
+        off = gamma * size[: rows.shape[1]] + lost
+        return rows * scale, bias - (weigh(rows.abs(), off) + fixed)
 
     return ibp.scaled(layer, box), back
 
@@ -189,9 +198,9 @@ def _by_rows(
                     _, more = before(torch.cat([lines, rows[:, None], later], 1))
                     bias = bias.flatten(2)
                     off = ibp.rounding(bias.shape[2], torch.float64) * bias.abs().sum(2)
-                    parts.append(down(bias.sum(2) - off) + down(more))
+                    parts.append(down(bias.sum(2) - off - _lost(lines)) + down(more))
                 found = torch.cat(parts).view(*features, count).movedim(-1, 0)
-                found = down(found) - 4 * unit * reach
+                found = down(found) - (4 * unit * reach + ibp.lost(1, dtype))
                 ends.append(sign * round_down(found, dtype))
             lower, upper = ends
             lower = torch.where(lower > plain.lower, lower, plain.lower)
