@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from snnkern._ball import project_linf
 from snnkern._checks import check_images, check_int, check_number
 from snnkern.certify import crown, exact, ibp, inputs, split
 from snnkern.certify.backward import Options, round_down
@@ -335,10 +336,11 @@ class Certificate:
         method: that found the bound.
         timesteps: T of the network.
         encoding_seed: of the encoder's draw, None where nothing is drawn.
-        broken: ``[N]`` bool, for ``method="exact"``: an image of another class was found. What is
-            neither certified nor broken is not known.
-        counterexamples: these images, ``[N, C, H, W]``; where there is none, the image that came
-            closest.
+        broken: ``[N]`` bool, for ``method="exact"``: an image was found, within ``eps`` and
+            ``[0, 1]`` to the last bit, that the network itself takes for another class, or as
+            well for another. What is neither certified nor broken is not known.
+        counterexamples: these images, ``[N, C, H, W]``; where there is none, the image within that
+            came closest.
     """
 
     certified: Tensor
@@ -406,6 +408,7 @@ def verify(
             lower,
             upper,
             y,
+            within=Interval(project_linf(lower, x, eps), project_linf(upper, x, eps)),
             wanted=~(found > 0),
             time_limit=time_limit,
             progress=progress,
@@ -413,26 +416,9 @@ def verify(
         known = torch.maximum(found.double(), solved.lower - exact.TOLERANCE)
         margin = torch.where(found > 0, found.double(), known).amin(1)
         reached, which = solved.found.min(1)
-        # What was solved is a box that was rounded outwards.
-        images = _within(x, eps, solved.inputs[torch.arange(len(x)), which].to(x))
-        with torch.no_grad(), evaluation_mode(model):
-            logits = model(images)
-        own = logits.gather(1, y[:, None])
-        others = logits.scatter(1, y[:, None], -math.inf).amax(1, keepdim=True)
-        broken = (reached <= 0) & (own <= others).squeeze(1)
+        images = solved.inputs[torch.arange(len(x)), which].to(x)
         return Certificate(
-            margin > 0, margin, float(eps), method, model.timesteps, seed, broken, images
+            margin > 0, margin, float(eps), method, model.timesteps, seed, reached <= 0, images
         )
     margin = _bounds(model, lower, upper, y, method, draws, enough=0.0).amin(1)
     return Certificate(margin > 0, margin, float(eps), method, model.timesteps, seed)
-
-
-def _within(x: Tensor, eps: float, images: Tensor) -> Tensor:
-    """``images`` no farther from ``x`` than ``eps``, in numbers of its dtype that are not."""
-    ends = []
-    for side in (-1, 1):
-        exact_end = x.double() + side * eps
-        end = exact_end.to(x.dtype)
-        inwards = torch.nextafter(end, x)
-        ends.append(torch.where(side * (end.double() - exact_end) > 0, inwards, end))
-    return images.clamp(*ends).clamp(0, 1)
