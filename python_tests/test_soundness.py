@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 import snnkern
 from python_tests.helpers import need
 from snnkern.certify import bounds, ibp, smooth, verify
+from snnkern.certify.bounds import _refuse_reduced_precision
 from snnkern.models import Normalize, SpikingNetwork
 from snnkern.nn import LIF, Conv2d, Events, MeanReadout, RateCoding, TimeDistributed
+from snnkern.reference import Interval
 
 METHODS: list[Any] = ["ibp", "crown", "best", "tight", "split"]
 PIXELS = (1, 1, 2, 2)
+LABEL = torch.tensor([0])
 
 
 def network(*layers: nn.Module, timesteps: int = 3, channels: int = 1) -> SpikingNetwork:
@@ -148,18 +152,84 @@ def test_what_forward_calls_may_not_be_overridden() -> None:
     verify(same, torch.rand(PIXELS), torch.tensor([0]), 0.1)
 
 
-@pytest.mark.parametrize("name", ["conv", "matmul"])
-@pytest.mark.parametrize("precision", ["bf16", "tf32"])
-def test_reduced_precision_is_refused(name: str, precision: str) -> None:
-    setting: Any = getattr(torch.backends.mkldnn, name)
-    before = setting.fp32_precision
-    setting.fp32_precision = precision
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_deviation_that_was_made_no_number_is_refused(value: float) -> None:
+    net = network(*linear(4))
+    deviation: Any = net.normalize.std
+    deviation.fill_(value)
+    x = torch.zeros(PIXELS)
+    with pytest.raises(ValueError, match=r"model\.normalize is .*not finite, expected finite ones"):
+        verify(net, x, LABEL, 0.1)
+
+
+def test_errors_are_no_negative_numbers() -> None:
+    turned = ibp.Affine(lambda t: -t, lambda t: -t, 0.0, 1, 1)
+    x = torch.rand(PIXELS)
+    with pytest.raises(ValueError, match="off by a negative number"):
+        ibp.affine(Interval(x - 0.1, x), turned)
+
+
+@contextmanager
+def precision(owner: Any, value: str) -> Iterator[None]:
+    before = owner.fp32_precision
+    owner.fp32_precision = value
     try:
-        with pytest.raises(RuntimeError, match=f"mkldnn.{name}.fp32_precision is '{precision}'"):
-            verify(network(*linear(4)), torch.rand(PIXELS), torch.tensor([0]), 0.1)
+        yield
     finally:
-        setting.fp32_precision = before
-    verify(network(*linear(4)), torch.rand(PIXELS), torch.tensor([0]), 0.1)
+        owner.fp32_precision = before
+
+
+BACKENDS: Any = torch.backends
+
+
+@pytest.mark.parametrize(
+    "owner", [BACKENDS.mkldnn.conv, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn, BACKENDS]
+)
+@pytest.mark.parametrize("value", ["tf32", "bf16"])
+def test_reduced_precision_is_refused(owner: Any, value: str) -> None:
+    net = network(*linear(4))
+    refused = pytest.raises(RuntimeError, match=f"fp32_precision is '{value}', expected 'ieee'")
+    with precision(owner, value), refused:
+        verify(net, torch.rand(PIXELS), LABEL, 0.1)
+    with precision(owner, "ieee"):
+        verify(net, torch.rand(PIXELS), LABEL, 0.1)
+    verify(net, torch.rand(PIXELS), LABEL, 0.1)
+
+
+def test_reduced_precision_by_the_older_setting_is_refused() -> None:
+    net = network(*linear(4))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(RuntimeError, match=r"mkldnn\.matmul\.fp32_precision is 'bf16'"):
+            verify(net, torch.rand(PIXELS), LABEL, 0.1)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    verify(net, torch.rand(PIXELS), LABEL, 0.1)
+
+
+def test_reduced_precision_of_a_gpu_is_refused() -> None:
+    """Convolutions have TF32 there unless they are told otherwise."""
+    gpu = torch.device("cuda")
+    with pytest.raises(RuntimeError, match=r"cudnn\.conv\.fp32_precision is 'tf32'"):
+        _refuse_reduced_precision(gpu)
+    with (
+        precision(BACKENDS.cudnn.conv, "ieee"),
+        precision(BACKENDS.cuda.matmul, "tf32"),
+        pytest.raises(RuntimeError, match=r"cuda\.matmul\.fp32_precision is 'tf32'"),
+    ):
+        _refuse_reduced_precision(gpu)
+
+
+def test_lost_subnormal_numbers_are_refused() -> None:
+    net = network(*linear(4))
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU keeps them")
+    try:
+        with pytest.raises(RuntimeError, match=r"expected torch.set_flush_denormal\(False\)"):
+            verify(net, torch.rand(PIXELS), LABEL, 0.1)
+    finally:
+        torch.set_flush_denormal(False)
+    verify(net, torch.rand(PIXELS), LABEL, 0.1)
 
 
 @pytest.mark.parametrize("method", METHODS)

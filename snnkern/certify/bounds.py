@@ -324,7 +324,8 @@ class Certificate:
     It holds for the network run in evaluation mode, in the dtype of its weights and without
     autocast, for exactly ``timesteps`` steps, and for perturbed images in ``[0, 1]``; rounding
     errors of the network and of the bound are accounted for, where sums are computed in that
-    dtype, in any order (not in TF32, nor by transforms such as Winograd's). With an
+    dtype, in any order (not in TF32, nor by transforms such as Winograd's, nor where subnormal
+    numbers are flushed to zero). With an
     ``encoding_seed`` it holds for one draw of the encoder alone, that of
     ``model.encoder(model.normalize(x), torch.Generator().manual_seed(encoding_seed))`` for this
     batch of images.
