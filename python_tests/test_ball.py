@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from python_tests.helpers import assert_same_bits, assert_within
-from snnkern.attacks.ball import (
+from snnkern._ball import (
     inward,
     lengths,
     project_l2,

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from snnkern._ball import unit
 from snnkern._checks import check_int, check_number
 from snnkern.attacks.attack import Victim, random_like
-from snnkern.attacks.ball import unit
 from snnkern.attacks.iterated import Iterated, Search
 
 

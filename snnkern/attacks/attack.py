@@ -10,9 +10,9 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from snnkern._ball import project_l2, project_linf, unit
 from snnkern._checks import check_images, check_int, check_number
 from snnkern.attacks import losses
-from snnkern.attacks.ball import project_l2, project_linf, unit
 from snnkern.attacks.chance import Draws, follow
 from snnkern.attacks.stateless import refuse_state, stateless
 from snnkern.nn import Gradient, check_stateless, evaluation_mode, gradient, hold_surrogates

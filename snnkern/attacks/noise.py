@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from snnkern._ball import unit
 from snnkern.attacks.attack import Attack, Loss, Victim, random_like
-from snnkern.attacks.ball import unit
 from snnkern.nn import Gradient
 
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from snnkern._ball import unit
 from snnkern._checks import check_int, check_number
 from snnkern.attacks.attack import Loss, Victim, random_like
-from snnkern.attacks.ball import unit
 from snnkern.attacks.iterated import Iterated, Search
 from snnkern.nn import Gradient
 
