@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from snnkern.certify import crown, exact, ibp, inputs, split
 from snnkern.certify.backward import Options, round_down
 from snnkern.certify.slopes import Slopes
 from snnkern.models import SpikingNetwork
-from snnkern.nn import RateCoding, evaluation_mode
+from snnkern.nn import GradientMode, RateCoding, evaluation_mode
 from snnkern.nn.reading import divided_by, runs_as
 from snnkern.reference import Interval
 
@@ -49,8 +49,9 @@ def bounds(
             anew in up to 512 parts of what the currents of first neurons may be, longer still. In
             all of them the first neurons of a constant input are exact, where they are reset to 0;
             where there are none ``"split"`` is ``"tight"``.
-        draws: of the encoder of a network with rate coding, ``[T, N, C, H, W]``, as
-            ``snnkern.functional.encode`` takes them. The bounds are those for these draws alone.
+        draws: of the encoder of a network with rate coding, ``[T, *shape]`` in the shape and dtype
+            of ``model.normalize(lower)``, as ``snnkern.functional.encode`` takes them. The bounds
+            are those for these draws alone.
 
     Returns:
         ``[N, K - 1]``, for the classes j other than y, ascending.
@@ -96,13 +97,19 @@ def _bounds(
         )
     with _evaluation(network):
         pixels = ibp.propagate(network.normalize, Interval(lower, upper))
+        if not bool(pixels.lower.isfinite().all() and pixels.upper.isfinite().all()):
+            raise ValueError(
+                f"model.normalize is {network.normalize} and gives values of the box that are not "
+                "finite, expected finite ones"
+            )
         if draws is None:
             return _margins(network, ibp.propagate(encoder, pixels), y, method, enough=enough)
         assert isinstance(encoder, RateCoding)
-        if draws.shape != (encoder.timesteps, *lower.shape) or draws.dtype != lower.dtype:
+        like = pixels.lower
+        if draws.shape != (encoder.timesteps, *like.shape) or draws.dtype != like.dtype:
             raise ValueError(
-                f"draws is {draws.dtype} {list(draws.shape)}, expected {lower.dtype} "
-                f"{[encoder.timesteps, *lower.shape]}"
+                f"draws is {draws.dtype} {list(draws.shape)}, expected {like.dtype} "
+                f"{[encoder.timesteps, *like.shape]}, as model.normalize gives them to the encoder"
             )
         box = inputs.coded(encoder, pixels, draws)
         return _margins(network, box, y, method, inputs.least_of_draws(box, draws))
@@ -171,6 +178,12 @@ def network_of(model: nn.Module) -> SpikingNetwork:
             "runs its parts in their order"
         )
     assert isinstance(model, SpikingNetwork)
+    modes = (m.gradient_mode for m in model.modules() if isinstance(m, GradientMode))
+    if any(isinstance(mode, str) for mode in modes):
+        raise TypeError(
+            "model is within snnkern.gradient(model, 'relu'), expected it as it is outside: within "
+            "it is the ReLU network, which timesteps=0 makes of it"
+        )
     return model
 
 
@@ -277,13 +290,29 @@ def _of_totals(total: Tensor, layers: list[nn.Module], readout: nn.Module, box: 
 
 def _refuse_reduced_precision(device: torch.device) -> None:
     """Raises where float32 sums are not computed as such: rounding errors are then unknown."""
-    reduced = torch.get_float32_matmul_precision() != "highest"
+    backends: Any = torch.backends
+    settings = {
+        "mkldnn.conv": backends.mkldnn.conv.fp32_precision,
+        "mkldnn.matmul": backends.mkldnn.matmul.fp32_precision,
+    }
     if device.type == "cuda":
-        reduced = reduced or torch.backends.cudnn.allow_tf32
-    if reduced:
+        settings = {
+            "cudnn.conv": backends.cudnn.conv.fp32_precision,
+            "cuda.matmul": backends.cuda.matmul.fp32_precision,
+        }
+    # They also tell what their parents say, and set_float32_matmul_precision and allow_tf32.
+    for name, value in settings.items():
+        if value not in ("none", "ieee"):
+            raise RuntimeError(
+                f"torch.backends.{name}.fp32_precision is {value!r}, expected 'ieee' (or "
+                "torch.set_float32_matmul_precision('highest') and "
+                "torch.backends.cudnn.allow_tf32 = False): rounding errors are unknown otherwise"
+            )
+    least = torch.tensor(torch.finfo(torch.float32).tiny, device=device)
+    if not bool(least / 2 > 0):
         raise RuntimeError(
-            "float32 sums may be computed in TF32 or bfloat16, expected full precision: "
-            "torch.set_float32_matmul_precision('highest'), torch.backends.cudnn.allow_tf32 = False"
+            "subnormal numbers are flushed to zero, expected torch.set_flush_denormal(False): what "
+            "that loses is not bounded"
         )
 
 
@@ -352,6 +381,7 @@ def verify(
         ValueError: images outside ``[0, 1]``, a radius below 0, an unknown method.
         ImportError: ``"exact"`` without SciPy.
     """
+    network_of(model)
     check_images(x, y)
     check_number("eps", eps, low=0)
     # The sums are rounded once, to the images' dtype: one number outwards covers that.
@@ -361,12 +391,14 @@ def verify(
     if eps == 0:
         lower = upper = x
     draws, seed = None, None
-    encoder = getattr(model, "encoder", None)
-    if isinstance(encoder, RateCoding) and not encoder.is_relu:
+    encoder = model.encoder
+    if runs_as(encoder, RateCoding) and not encoder.is_relu:
         seed = encoding_seed
         generator = torch.Generator(x.device).manual_seed(seed)
-        shape = (encoder.timesteps, *x.shape)  # as functional.encode draws
-        draws = torch.rand(shape, dtype=x.dtype, device=x.device, generator=generator)
+        with _evaluation(model):
+            like = model.normalize(x)
+        shape = (encoder.timesteps, *like.shape)  # as functional.encode draws
+        draws = torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
     if method == "exact":
         found = bounds(model, lower, upper, y, "best", draws=draws)
         solved = exact.margins(

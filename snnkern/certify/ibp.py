@@ -96,6 +96,11 @@ def affine(box: Interval, its: Affine) -> Interval:
             "the model's sums overflow within the box, expected weights and inputs whose sums are "
             "finite"
         )
+    if not bool((spread >= 0).all()):
+        raise ValueError(
+            "the model's sums may be off by a negative number, expected modules whose weights' "
+            "magnitudes are known"
+        )
     return Interval(middle - spread, middle + spread)
 
 
@@ -159,7 +164,8 @@ def avg_pool(module: nn.AvgPool2d) -> Affine:
     """Average pooling."""
     size = module.kernel_size
     terms = size * size if isinstance(size, int) else size[0] * size[1]
-    return Affine(module, module, 0.0, terms + 1, terms)
+    # A negative divisor_override turns every weight.
+    return Affine(module, lambda t: module(t).abs(), 0.0, terms + 1, terms)
 
 
 def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
@@ -212,6 +218,11 @@ def neuron_options(layer: LIF) -> dict[str, Any]:
             "model holds a LIF with stateful or return_state, expected one that starts from rest "
             "and gives spikes alone: what it carries between calls cannot be bounded"
         )
+    if layer.spike_format != "input":
+        raise TypeError(
+            f"model holds LIF({layer.extra_repr()}), expected spike_format='input': bits and bytes "
+            "are no numbers of the network's dtype"
+        )
     if layer.charge != "leak" or layer.gain != 1 or layer.synapse != "none" or layer.delayed_spike:
         raise TypeError(
             f"model holds LIF({layer.extra_repr()}), expected charge='leak' without gain, synapse "
@@ -248,6 +259,12 @@ def interval_lif(layer: LIF, box: Interval) -> Interval:
     return Interval(*functional.interval_lif(box.lower, box.upper, **options))
 
 
+def _normalize(module: Normalize, box: Interval) -> Interval:
+    """Monotone in floating point too: down, where ``std`` was made negative."""
+    ends = box.map(module)
+    return Interval(torch.minimum(*ends), torch.maximum(*ends))
+
+
 def _residual(module: Residual, box: Interval) -> Interval:
     """Products and sums of two numbers are monotone in floating point."""
     parts = [propagate(module.shortcut, box), propagate(module.branch, box)]
@@ -259,7 +276,22 @@ def _residual(module: Residual, box: Interval) -> Interval:
     return Interval(past.lower + through.lower, past.upper + through.upper)
 
 
+def _check_stepwise(module: nn.Module) -> None:
+    """Raises a TypeError where a module that has a rule has it for steps in their order."""
+    if runs_as(module, nn.Sequential):
+        for part in module:
+            _check_stepwise(part)
+    known = (*AFFINE, *SHAPE_ONLY)
+    if any(runs_as(module, kind) for kind in RULES if kind not in known):
+        names = ", ".join(sorted({kind.__name__ for kind in known}))
+        raise TypeError(
+            f"model holds a {type(module).__name__} in a TimeDistributed, which takes steps for "
+            f"samples; expected {names} or nn.Sequential of these"
+        )
+
+
 def _time_distributed(module: TimeDistributed, box: Interval) -> Interval:
+    _check_stepwise(module.module)
     timesteps = box.lower.shape[0]
     if timesteps > 1 and box.lower.stride(0) == 0 and box.upper.stride(0) == 0:
         once = propagate(module.module, box.map(lambda t: t[0]))
@@ -336,9 +368,10 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Identity: lambda module, box: box,
     nn.Dropout: lambda module, box: box,
     SharedDropout: lambda module, box: box,
-    Normalize: lambda module, box: box.map(module),
+    Normalize: _normalize,
     Direct: lambda module, box: box.map(module),
-    Events: lambda module, box: box.map(module),
+    # In memory of their own: what has a time stride of 0 is taken for constant, and frames are not.
+    Events: lambda module, box: box.map(lambda t: module(t).contiguous()),
     TimeDistributed: _time_distributed,
     Residual: _residual,
     LIF: interval_lif,

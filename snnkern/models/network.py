@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,10 +20,11 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if len(mean) != len(std) or any(s <= 0 for s in std):
+        finite = all(math.isfinite(value) for value in (*mean, *std))
+        if len(mean) != len(std) or not finite or any(s <= 0 for s in std):
             raise ValueError(
-                f"mean is {list(mean)} and std is {list(std)}, expected one number per channel "
-                "each, and std above 0"
+                f"mean is {list(mean)} and std is {list(std)}, expected one finite number per "
+                "channel each, and std above 0"
             )
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))

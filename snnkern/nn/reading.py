@@ -14,8 +14,34 @@ from snnkern.nn.time import MeanReadout, SumReadout, TimeDistributed
 M = TypeVar("M", bound=nn.Module)
 
 
+class _Silent(nn.Module):
+    """All that a subclass may define and still compute what its base does."""
+
+    note: str
+
+    def __init__(self) -> None: ...
+
+    def extra_repr(self) -> str: ...  # type: ignore[empty-body]
+
+
+def _overrides(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether the class of a module, or the module itself, says otherwise than ``kind``.
+
+    Whatever it is: forward calls methods, and these others. What ``torch.nn.utils.parametrize``
+    defines are the tensors that it makes, which every reader sees as forward does.
+    """
+    family = type(module).__mro__
+    own = len(family) - len(kind.__mro__)
+    if family[own:] != kind.__mro__:
+        return True
+    made = getattr(module, "parametrizations", ())
+    silent = {*vars(_Silent), *made, *(("__getstate__", "__deepcopy__") if made else ())}
+    shadows = any(callable(getattr(kind, name, None)) for name in vars(module))
+    return shadows or not all(vars(part).keys() <= silent for part in family[:own])
+
+
 def runs_as(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
-    """Whether ``module`` computes what its class ``kind`` says: no other forward, no own hooks.
+    """Whether ``module`` computes what its class ``kind`` says: nothing overridden, no own hooks.
 
     Raises:
         TypeError: hooks are registered for all modules, which may change what any of them gives.
@@ -26,9 +52,9 @@ def runs_as(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
             f"torch.nn.modules.module has forward hooks for all modules, {everywhere}, expected "
             "none: what they change is not known"
         )
-    own = isinstance(module, kind) and type(module).forward is kind.forward
-    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-    return own and not changed
+    if not isinstance(module, kind) or _overrides(module, kind):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl)
 
 
 def flattened(layers: list[nn.Module]) -> list[nn.Module]:

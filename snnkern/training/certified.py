@@ -208,7 +208,7 @@ class Certified(Method):
         box = box.map(lambda t: t.clamp(0, 1)) if self.clip else box
         pixels = ibp.propagate(network.normalize, box)
         if runs_as(encoder, RateCoding):
-            return Perturbed(inputs.coded(encoder, pixels, self._draws(x, noise)))
+            return Perturbed(inputs.coded(encoder, pixels, self._draws(pixels.lower, noise)))
         held = ibp.propagate(encoder, pixels)
         return Perturbed(held.map(lambda t: t[:1].expand(self.timesteps, *t.shape[1:])))
 
