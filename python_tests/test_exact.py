@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -140,13 +142,66 @@ def test_images_are_certified_broken_or_neither() -> None:
         wrong = net(certificate.counterexamples).argmax(1) != y
         ties = net(certificate.counterexamples).topk(2, 1).values.diff(dim=1).abs()[:, 0] == 0
         assert ((wrong | ties) | ~certificate.broken).all()
-        assert ((certificate.counterexamples - x).abs() <= 0.08 + 1e-6).all()
         cheap = verify(net, x, y, 0.08)
         assert (certificate.certified | ~cheap.certified).all()
         counts["certified"] += int(certificate.certified.sum())
         counts["broken"] += int(certificate.broken.sum())
         counts["more"] += int((certificate.certified & ~cheap.certified).sum())
     assert min(counts.values()) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_counterexamples_are_within_the_radius_to_the_last_bit(dtype: torch.dtype) -> None:
+    """And are themselves what the network was seen to take for another class."""
+    broken = 0
+    for seed in range(6):
+        net, x, _ = random_net(seed, 6, 8, 3)
+        net = net.to(dtype)
+        x = torch.rand(4, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
+        x[0, ..., :3] = torch.tensor([0.0, 0.03, 1.0])
+        y = net(x).argmax(1)
+        found = verify(net, x, y, 0.08, "exact")
+        assert found.broken is not None
+        assert found.counterexamples is not None
+        assert found.counterexamples.dtype == x.dtype
+        images, pixels = (t.double().flatten().tolist() for t in (found.counterexamples, x))
+        assert all(0 <= image <= 1 for image in images)
+        radius = Fraction(0.08)
+        assert all(
+            abs(Fraction(a) - Fraction(b)) <= radius for a, b in zip(images, pixels, strict=True)
+        )
+        logits = net(found.counterexamples)
+        own = logits.gather(1, y[:, None])[:, 0]
+        others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+        assert torch.equal(found.broken, found.broken & (others >= own))
+        broken += int(found.broken.sum())
+    assert broken > 0
+
+
+def test_an_image_next_to_the_ball_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The neuron fires from the first number outside on, where HiGHS steps over the end."""
+    eps = 0.0625
+    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+    edge = x + eps
+    last = nn.Linear(1, 2)
+    layers = nn.Sequential(
+        TimeDistributed(nn.Flatten()),
+        LIF(0.5, torch.nextafter(edge, x + 1).item()),
+        TimeDistributed(last),
+    )
+    with torch.no_grad():
+        last.weight.copy_(torch.tensor([[0.0], [1.0]]))
+        last.bias.copy_(torch.tensor([0.5, 0.0]))
+    net = SpikingNetwork(1, Normalize([0.0], [1.0]), layers, MeanReadout()).eval()
+    assert net(edge).argmax() == 0
+    assert net(torch.nextafter(edge, x + 1)).argmax() == 1
+    monkeypatch.setattr(exact._Program, "solve", lambda *_: (-1.0, np.array([2.0])))
+    found = verify(net, x, y, eps, "exact")
+    assert found.broken is not None
+    assert found.counterexamples is not None
+    assert not found.certified.any()
+    assert not found.broken.any()
+    assert torch.equal(found.counterexamples, edge)
 
 
 def test_out_of_time_both_ends_still_hold() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from snnkern._ball import project_linf
 from snnkern._checks import check_images, check_int, check_number
 from snnkern.certify import crown, exact, ibp, inputs, split
 from snnkern.certify.backward import Options, round_down
@@ -335,10 +336,11 @@ class Certificate:
         method: that found the bound.
         timesteps: T of the network.
         encoding_seed: of the encoder's draw, None where nothing is drawn.
-        broken: ``[N]`` bool, for ``method="exact"``: an image of another class was found. What is
-            neither certified nor broken is not known.
-        counterexamples: these images, ``[N, C, H, W]``; where there is none, the image that came
-            closest.
+        broken: ``[N]`` bool, for ``method="exact"``: an image was found, within ``eps`` and
+            ``[0, 1]`` to the last bit, that the network itself takes for another class, or as
+            well for another. What is neither certified nor broken is not known.
+        counterexamples: these images, ``[N, C, H, W]``; where there is none, the image within that
+            came closest.
     """
 
     certified: Tensor
@@ -406,6 +408,7 @@ def verify(
             lower,
             upper,
             y,
+            within=Interval(project_linf(lower, x, eps), project_linf(upper, x, eps)),
             wanted=~(found > 0),
             time_limit=time_limit,
             progress=progress,

@@ -72,6 +72,7 @@ def margins(
     upper: Tensor,
     y: Tensor,
     *,
+    within: Interval | None = None,
     wanted: Tensor | None = None,
     time_limit: float = 60.0,
     progress: bool = False,
@@ -83,6 +84,8 @@ def margins(
         lower: images ``[N, C, H, W]``, the lower ends of the boxes.
         upper: the upper ends.
         y: the class whose margins are wanted, ``[N]`` int64.
+        within: where inputs may be that are found, boxes that lie in the others: those as well
+            unless given. HiGHS may step over an end, and is put back before the network is run.
         wanted: which margins to solve for, ``[N, K - 1]`` bool; the others are infinite. All unless
             given.
         time_limit: seconds for a margin, at least; where they are over, the ends are further apart.
@@ -109,14 +112,15 @@ def margins(
         )
     double = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     found = []
+    within = Interval(lower, upper) if within is None else within
     rows = tqdm(range(len(y)), desc="exact", unit="image", disable=not progress)
     with torch.no_grad(), evaluation_mode(model):
         for n in rows:
             part = slice(n, n + 1)
             box = Interval(lower[part].cpu().double(), upper[part].cpu().double())
             chosen = None if wanted is None else wanted[n]
-            solved = _of_image(model, double, box, y[part].cpu(), chosen, time_limit)
-            found.append(solved._replace(inputs=solved.inputs.to(lower.dtype)))
+            ends = Interval(within.lower[part], within.upper[part])
+            found.append(_of_image(model, double, box, ends, y[part].cpu(), chosen, time_limit))
     return Exact(*(torch.stack(parts).to(lower.device) for parts in zip(*found, strict=True)))
 
 
@@ -124,6 +128,7 @@ def _of_image(
     model: SpikingNetwork,
     double: SpikingNetwork,
     box: Interval,
+    within: Interval,
     y: Tensor,
     wanted: Tensor | None,
     time_limit: float,
@@ -143,8 +148,7 @@ def _of_image(
     others = ibp.other_classes(y, weights.shape[0] + 1)[0]
     lowest = torch.full((len(others),), math.inf, dtype=torch.float64)
     reached = lowest.clone()
-    images = box.lower.expand(len(others), *box.lower.shape[1:]).clone()
-    own = next(model.parameters())
+    images = within.lower.expand(len(others), *box.lower.shape[1:]).clone()
     for k, other in enumerate(others.tolist()):
         if wanted is not None and not bool(wanted[k]):
             continue
@@ -156,9 +160,10 @@ def _of_image(
             _, point = _solve(chain, box, weights[k], distance, time_limit)
             if point is None:
                 continue
-            image = torch.from_numpy(point).view(box.lower.shape).maximum(box.lower)
-            image = image.minimum(box.upper)
-            logits = model(image.to(own))[0].cpu().double()
+            # As it is given back, to the last bit, the network judges it.
+            image = torch.from_numpy(point).view(box.lower.shape).to(within.lower)
+            image = image.maximum(within.lower).minimum(within.upper)
+            logits = model(image)[0].cpu().double()
             margin = (logits[y] - logits[other]).squeeze(0)
             if margin < reached[k]:
                 reached[k], images[k] = margin, image[0]
