@@ -263,6 +263,12 @@ def behind_a_sum(*layers: nn.Module) -> SpikingNetwork:
         ),
         (
             lambda: of_layers(
+                TimeDistributed(nn.Sequential(nn.Conv2d(3, 4, 3), LIF(0.9))), LIF(0.9)
+            ),
+            "neurons in a TimeDistributed",
+        ),
+        (
+            lambda: of_layers(
                 TimeDistributed(nn.Conv2d(3, 4, 3)), NormLIF(4, track_running_stats=False)
             ),
             "running statistics",

@@ -341,6 +341,8 @@ class Reader:
         """
         for layer in flattened(layers):
             inner = layer.module if runs_as(layer, TimeDistributed) else layer
+            if inner is not layer and any(isinstance(part, LIF) for part in inner.modules()):
+                raise self._refuse("neurons in a TimeDistributed, which takes steps for samples,")
             for kind, rule in _RULES.items():
                 if runs_as(inner, kind):
                     rule(self, inner)

@@ -66,6 +66,20 @@ void for_each_spike(const SpikeConv& p, const std::uint8_t* image, std::int64_t 
   }
 }
 
+// Calls f(word) for the positions that are pooled to position `at` of an image: kWord channels of
+// each, from c on.
+template <class Call>
+void for_each_pooled(const SpikeConv& p, const std::uint8_t* image, std::int64_t c, std::int64_t at,
+                     Call&& f) {
+  const std::int64_t count = std::min(kWord, p.channels - c);
+  const std::int64_t h = at / p.width.in * p.pool_height, w = at % p.width.in * p.pool_width;
+  for (std::int64_t i = h; i < h + p.pool_height; ++i) {
+    for (std::int64_t k = w; k < w + p.pool_width; ++k) {
+      f(word_at(image, (i * p.width.in * p.pool_width + k) * p.channels + c, count));
+    }
+  }
+}
+
 struct Tile {
   std::int64_t begin, end;
 };
@@ -232,24 +246,6 @@ void spike_rows(const SpikeConv& p, const float* weight, float* rows, std::int64
     });
   }
 }
-
-namespace {
-
-// Calls f(word, bits) for position `at` of an image: kWord channels from c on of every spike that
-// is pooled there.
-template <class Call>
-void for_each_pooled(const SpikeConv& p, const std::uint8_t* image, std::int64_t c, std::int64_t at,
-                     Call&& f) {
-  const std::int64_t count = std::min(kWord, p.channels - c);
-  const std::int64_t h = at / p.width.in * p.pool_height, w = at % p.width.in * p.pool_width;
-  for (std::int64_t i = h; i < h + p.pool_height; ++i) {
-    for (std::int64_t k = w; k < w + p.pool_width; ++k) {
-      f(word_at(image, (i * p.width.in * p.pool_width + k) * p.channels + c, count));
-    }
-  }
-}
-
-}  // namespace
 
 std::int64_t input_words(const SpikeConv& p) {
   return (p.channels + kWord - 1) / kWord * p.images * p.positions();

@@ -75,7 +75,15 @@ def share(density: float, channels: int, *, graded: bool = False) -> float:
     return EVENT_COST * density + IDLE_COST * (-(-channels // 64) * 64 / channels)
 
 
-def limit(x: Tensor, weight: Tensor, positions: int, trains: bool, sums_weights: bool) -> float:
+def limit(
+    x: Tensor,
+    weight: Tensor,
+    positions: int,
+    *,
+    graded: bool,
+    trains: bool,
+    sums_weights: bool,
+) -> float:
     """The density of ``x`` below which events pay, for a layer of so many output positions.
 
     In training rows are made anew, and the gradient of the weight goes by events too where
@@ -86,7 +94,7 @@ def limit(x: Tensor, weight: Tensor, positions: int, trains: bool, sums_weights:
         cost += ROW_COST * weight.numel()
         products *= 2 if sums_weights else 1
     left = WORTH / FASTER[weight.dtype] - share(0.0, x.shape[1]) - cost / products
-    return max(0.0, left / EVENT_COST)
+    return max(0.0, left / EVENT_COST) * (GRADED if graded else 1)
 
 
 class Sample(NamedTuple):

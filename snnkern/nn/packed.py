@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -150,21 +151,28 @@ class EventDriven(SpikeInput):
             return Look(self._pack(x) if learns else None)
         # The mode, not `learns`, and the same images: a checkpoint's passes are to choose alike.
         trains = self.training and weight.requires_grad
-        below = events.limit(x, weight, positions, trains, sums_gradients_of_weights(geometry))
+        limit = partial(
+            events.limit,
+            x,
+            weight,
+            positions,
+            trains=trains,
+            sums_weights=sums_gradients_of_weights(geometry),
+        )
         packed = self._pack(x) if learns else None
         some = events.Sample.of(x)
-        limit = below * events.GRADED if some.graded else below
-        if some.density >= limit:
+        below = limit(graded=some.graded)
+        if some.density >= below:
             self.choice.decide(
-                some.density, limit, graded=some.graded, what="density of some images"
+                some.density, below, graded=some.graded, what="density of some images"
             )
             return Look(packed)
         if packed is not None:
             look = Look(packed, by_events=True)
         else:
             look = self._events_of(x, may_be_spikes=not some.graded)
-        limit = below * events.GRADED if look.graded else below
-        if self.choice.decide(look.density(x), limit, graded=look.graded):
+        below = limit(graded=look.graded)
+        if self.choice.decide(look.density(x), below, graded=look.graded):
             return look
         return Look(packed)
 
